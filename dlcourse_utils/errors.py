@@ -1,0 +1,5 @@
+"""The one base class of the troubles that a user can meet."""
+
+
+class CourseError(Exception):
+    """Expected trouble: its text is one sentence saying what is wrong and what to do next."""
