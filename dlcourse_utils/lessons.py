@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import paths
-from .errors import CourseError
-from .percent import Cell, SourceError, split
-from .regions import bound, checked_ids, cut, parsed, signatures
+from dlcourse_utils import paths
+from dlcourse_utils.errors import CourseError
+from dlcourse_utils.percent import Cell, SourceError, split
+from dlcourse_utils.regions import bound, checked_ids, cut, parsed, signatures
 
 _STEM = re.compile(r"\d\d_[a-z0-9]+(_[a-z0-9]+)*")
+HINT, ANSWER = "Hint: ", "Answer: "
 _HEADER: dict[str, type] = {
     "title": str,
     "part": str,
@@ -134,11 +135,14 @@ def parse(text: str, path: Path) -> Lesson:
     return Lesson(path, text, path.stem, number, **fields, cells=tuple(cells), exercises=exercises)
 
 
-def folds(source: str, word: str) -> tuple[list[str], list[str]]:
-    """Split markdown at its blank lines: (all paragraphs, texts of those opening with `word: `)."""
-    paragraphs = re.split(r"\n{2,}", source)
-    opening = f"{word}: "
-    return paragraphs, [p.removeprefix(opening) for p in paragraphs if p.startswith(opening)]
+def paragraphs(source: str) -> list[str]:
+    """The paragraphs of a markdown cell, split at its blank lines."""
+    return re.split(r"\n{2,}", source)
+
+
+def hints(source: str) -> tuple[str, ...]:
+    """The hints of a statement: its paragraphs that open with "Hint: ", without these words."""
+    return tuple(p.removeprefix(HINT) for p in paragraphs(source) if p.startswith(HINT))
 
 
 def reference(lesson: Lesson, upto: str | None = None) -> dict[str, Any]:
@@ -204,7 +208,7 @@ def _execute(code: str, name: str, scope: dict[str, Any], lesson: Lesson, cell: 
 
 def _check_header(header: dict[str, Any], text: str, path: Path) -> dict[str, Any]:
     def line_of(key: str) -> int:
-        lines = enumerate(text.splitlines(), 1)
+        lines = enumerate(text.split("\n"), 1)
         return next((n for n, line in lines if line.startswith(f"# {key}:")), 1)
 
     for key in header:
@@ -235,10 +239,13 @@ def _check_cell(cell: Cell, path: Path) -> None:
     if cell.kind == "markdown":
         if cell.exercise is None and (cell.minutes or cell.difficulty):
             fail("minutes or difficulty without exercise", 'exercise="NN.n" beside them')
-        if cell.exercise is None and folds(cell.source, "Hint")[1]:
+        if cell.exercise is None and hints(cell.source):
             fail("a hint outside an exercise", 'exercise="NN.n" on its cell')
-        if bool(folds(cell.source, "Answer")[1]) != cell.think:
-            fail("think=true and 'Answer: ' not together", "both or neither")
+        answers = [i for i, p in enumerate(paragraphs(cell.source)) if p.startswith(ANSWER)]
+        if cell.think and (len(answers) != 1 or answers[0] == 0):
+            fail("think=true without its answer", "a question and one paragraph 'Answer: ...'")
+        if answers and not cell.think:
+            fail("an answer outside a question", "think=true on its cell")
         return
     _, _, regions = cut(cell, path)
     parsed(cell, path)
@@ -295,9 +302,9 @@ def _exercise(id: str, statement: Cell, code: Cell, path: Path) -> Exercise:
 
     if statement.minutes is None or statement.difficulty is None:
         fail("without minutes or difficulty", "minutes=10 difficulty=2")
-    hints = folds(statement.source, "Hint")[1]
-    if len(hints) < 2:
-        fail(f"with {len(hints)} hints", "at least two paragraphs 'Hint: ...'")
+    hidden = hints(statement.source)
+    if len(hidden) < 2:
+        fail(f"with {len(hidden)} hints", "at least two paragraphs 'Hint: ...'")
     heading = re.match(r"### (.+)", statement.source)
     if heading is None:
         fail("without heading", "'### The title' first")
@@ -327,7 +334,7 @@ def _exercise(id: str, statement: Cell, code: Cell, path: Path) -> Exercise:
         title=heading[1].strip(),
         minutes=statement.minutes,
         difficulty=statement.difficulty,
-        hints=tuple(hints),
+        hints=hidden,
         solution=solution,
         stub=stub,
         names=tuple(bound(tree)),

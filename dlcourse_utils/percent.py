@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import CourseError
+from dlcourse_utils.errors import CourseError
 
 TAGS = ("context", "verdict", "widget")
 _CELL = re.compile(r"# %%(?: +\[(?P<kind>\w+)\])?(?P<options>(?: .*)?)$")
 _OPTION = re.compile(r"\s*(?P<name>\w+)=")
-REGION_WORDS = re.compile(r"#+\s*(begin|end)[\s_-]*solution\b", re.IGNORECASE)
+REGION_WORDS = re.compile(r"#+\s*(begin|end)[\s_-]*solutions?\b", re.IGNORECASE)
 _OPTION_TYPES: dict[str, tuple[type, str]] = {
     "exercise": (str, 'an exercise id such as "01.2"'),
     "minutes": (int, "a whole number of minutes"),
@@ -69,7 +69,7 @@ def split(text: str, path: Path) -> tuple[dict[str, Any], list[Cell]]:
 
     Raises SourceError for a header that is not YAML and for unknown cell types, options and tags.
     """
-    lines = text.splitlines()
+    lines = text.split("\n")
     header, start = _header(lines, path)
     heads = [i for i in range(start, len(lines)) if re.match(r"#\s*%%", lines[i])]
     for i in range(start, heads[0] if heads else len(lines)):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .percent import REGION_WORDS, Cell, SourceError
+from dlcourse_utils.percent import REGION_WORDS, Cell, SourceError
 
 _MARKER = re.compile(r"(?P<indent>\s*)# (?P<word>BEGIN|END) SOLUTION\s*$")
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -27,7 +27,7 @@ def cut(cell: Cell, path: Path) -> tuple[str, str, list[tuple[int, str]]]:
     opened: tuple[int, str] | None = None
     filled = False
     number = cell.first
-    for number, text in enumerate(cell.source.splitlines(), cell.first):
+    for number, text in enumerate(cell.source.split("\n"), cell.first):
         marker = _MARKER.match(text)
         if marker is None:
             if REGION_WORDS.search(text):

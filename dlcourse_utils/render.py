@@ -1,0 +1,227 @@
+"""Render a lesson source as a notebook: pure text in, text out.
+
+No clock, path, git, network or tool version enters, so the same source gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from dlcourse_utils.env import colab_setup_lines
+from dlcourse_utils.errors import CourseError
+from dlcourse_utils.lessons import ANSWER, HINT, Lesson, paragraphs, parse
+from dlcourse_utils.percent import Cell
+
+Variant = Literal["student", "solution"]
+_SPLIT = ("application/javascript", "image/svg+xml")
+_BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+
+
+def render(text: str, stem: str, variant: Variant, repository: str, tag: str) -> bytes:
+    """The notebook of a source, without outputs, as the bytes of its file.
+
+    `repository` is the public address, `tag` the git tag that Colab opens and installs.
+    Raises SourceError where the source breaks a rule.
+    """
+    lesson = parse(text, Path("solutions") / f"{stem}.py")
+    return dump(notebook(lesson, variant, repository, tag))
+
+
+def notebook(lesson: Lesson, variant: Variant, repository: str, tag: str) -> dict[str, Any]:
+    """The notebook of a lesson as data (nbformat 4.5), without outputs."""
+    ids = _ids(lesson.stem)
+    cells = []
+    for cell in lesson.cells:
+        source, metadata = _rendered(cell, lesson, variant)
+        if cell is lesson.cells[0]:
+            heading, _, rest = source.partition("\n")
+            first = (
+                f"{heading}\n\n{_facts(lesson, variant, repository, tag)}\n\n{rest.strip()}".strip()
+            )
+            cells += [
+                _cell("markdown", first, ids("title"), {}),
+                _cell("markdown", _objectives(lesson), ids("objectives"), {}),
+                _cell(
+                    "code", colab_setup_lines(repository, tag), ids("setup"), {"tags": ["setup"]}
+                ),
+            ]
+            continue
+        key = f"{cell.kind} {f'exercise {cell.exercise}' if cell.exercise else cell.source}"
+        cells.append(_cell(cell.kind, source, ids(key), metadata))
+    return {
+        "cells": cells,
+        "metadata": {
+            "dlcourse": {
+                "code_sha256": _sha256(*(c["source"] for c in cells if _is_hashed(c))),
+                "content_sha256": content_sha256(cells),
+                "source_sha256": _sha256(lesson.text),
+                "stem": lesson.stem,
+            },
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def source_cells(lesson: Lesson) -> list[Cell]:
+    """For each cell of the notebook the source's; the two that the build adds get the first."""
+    return [lesson.cells[0]] * 2 + list(lesson.cells)
+
+
+def dump(notebook: dict[str, Any]) -> bytes:
+    """The bytes of a notebook's file, laid out as Jupyter does: lines as lists, sorted keys."""
+    text = json.dumps(_listed(notebook), indent=1, sort_keys=True, ensure_ascii=False)
+    return (text + "\n").encode()
+
+
+def parse_notebook(data: bytes) -> dict[str, Any] | None:
+    """A notebook from the bytes of its file, lines joined; None where they are not a notebook."""
+    try:
+        notebook = json.loads(data.decode())
+        for cell in notebook["cells"]:
+            cell["source"] = "".join(cell["source"])
+        notebook["metadata"].get("dlcourse", {}).get("stem")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return notebook
+
+
+def content_sha256(cells: list[dict[str, Any]]) -> str:
+    """Hash of what cells say: type and source, and not outputs, ids and metadata."""
+    return _sha256(*(f"{cell['cell_type']}\n{cell['source']}" for cell in cells))
+
+
+def badge(stem: str, repository: str, tag: str) -> str:
+    """Markdown of the badge that opens the student notebook in Colab.
+
+    Raises CourseError for an address that Colab cannot open.
+    """
+    address = urlsplit(repository)
+    if address.netloc != "github.com" or not re.fullmatch(r"/[\w.-]+/[\w.-]+", address.path):
+        raise CourseError(
+            f"Colab opens notebooks from GitHub only, not from {repository!r}: set Repository in "
+            "pyproject.toml to https://github.com/OWNER/NAME."
+        )
+    link = f"https://colab.research.google.com/github{address.path}/blob/{tag}/course/{stem}.ipynb"
+    return f"[![Open in Colab]({_BADGE})]({link})"
+
+
+def _rendered(cell: Cell, lesson: Lesson, variant: Variant) -> tuple[str, dict[str, Any]]:
+    if cell.kind == "code":
+        metadata: dict[str, Any] = {}
+        tags = list(cell.tags)
+        if "verdict" in tags:
+            tags.append("nbval-check-output")
+        if tags:
+            metadata["tags"] = tags
+        if cell.alt:
+            metadata["mystnb"] = {"image": {"alt": cell.alt}}
+        if cell.exercise is None:
+            return cell.source, metadata
+        exercise = lesson.exercises[cell.exercise]
+        return exercise.stub if variant == "student" else exercise.solution, metadata
+    source = cell.source
+    if cell.exercise:
+        exercise = lesson.exercises[cell.exercise]
+        dots = "●" * exercise.difficulty + "○" * (3 - exercise.difficulty)
+        heading = f"### Exercise {exercise.id} · {exercise.title}"
+        time = f"*{exercise.minutes} minutes · difficulty {dots}*"
+        _, _, rest = _fold_hints(source).partition("\n")
+        source = f"{heading}\n\n{time}\n\n{rest.lstrip()}"
+    elif cell.think:
+        question, _, answer = source.partition(f"\n\n{ANSWER}")
+        source = f"{question}\n\n{_details('Answer', answer)}"
+    return source, {}
+
+
+def _fold_hints(source: str) -> str:
+    """The markdown with each hint folded and numbered."""
+    number = count(1)
+    return "\n\n".join(
+        _details(f"Hint {next(number)}", p.removeprefix(HINT)) if p.startswith(HINT) else p
+        for p in paragraphs(source)
+    )
+
+
+def _details(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def _facts(lesson: Lesson, variant: Variant, repository: str, tag: str) -> str:
+    facts = [lesson.part, f"{lesson.minutes} minutes"]
+    if lesson.needs != "none":
+        facts.append(f"needs {lesson.needs}")
+    if variant == "solution":
+        facts.append("solved")
+    return f"{badge(lesson.stem, repository, tag)}\n\n*{' · '.join(facts)}*"
+
+
+def _objectives(lesson: Lesson) -> str:
+    lines = ["**You will be able to**", "", *(f"- {item}" for item in lesson.objectives)]
+    if lesson.prerequisites:
+        lines += ["", "**You need**", "", *(f"- {item}" for item in lesson.prerequisites)]
+    return "\n".join(lines)
+
+
+def _cell(kind: str, source: str, id: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    cell: dict[str, Any] = {"cell_type": kind, "id": id, "metadata": metadata, "source": source}
+    if kind == "code":
+        cell |= {"execution_count": None, "outputs": []}
+    return cell
+
+
+def _ids(stem: str) -> Callable[[str], str]:
+    """Makes the cell ids of a lesson: from its stem, the cell's key, and the key's occurrence."""
+    seen: Counter[str] = Counter()
+
+    def make(key: str) -> str:
+        seen[key] += 1
+        return _sha256(stem, key, str(seen[key]))[:12]
+
+    return make
+
+
+def _is_hashed(cell: dict[str, Any]) -> bool:
+    """Whether outputs depend on a cell: not on the set-up cell, or a new address ran them all."""
+    return cell["cell_type"] == "code" and "setup" not in cell["metadata"].get("tags", [])
+
+
+def _sha256(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _listed(notebook: dict[str, Any]) -> dict[str, Any]:
+    """The notebook with each text that Jupyter stores as a list of lines as such a list."""
+
+    def lines(value: Any) -> Any:
+        return value.splitlines(keepends=True) if isinstance(value, str) else value
+
+    cells = []
+    for cell in notebook["cells"]:
+        cell = {**cell, "source": lines(cell["source"])}
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [_listed_output(output, lines) for output in cell["outputs"]]
+        cells.append(cell)
+    return {**notebook, "cells": cells}
+
+
+def _listed_output(output: dict[str, Any], lines: Callable[[Any], Any]) -> dict[str, Any]:
+    output = dict(output)
+    if "text" in output:
+        output["text"] = lines(output["text"])
+    if "data" in output:
+        output["data"] = {
+            kind: lines(value) if kind.startswith("text/") or kind in _SPLIT else value
+            for kind, value in output["data"].items()
+        }
+    return output
