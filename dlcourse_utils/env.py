@@ -77,7 +77,7 @@ def python_trouble() -> str | None:
 def packages_trouble() -> str | None:
     """The sentence for the first package that is missing or too old, TFP aside; None when none."""
     for requirement in _requirements():
-        found = _installed(requirement.name)
+        found = installed(requirement.name)
         wanted = f"`pip install '{requirement.name}{requirement.specifier}'`"
         if requirement.name == "tfp-nightly":
             continue
@@ -97,7 +97,7 @@ def tfp_trouble() -> str | None:
     The stable release fails on jax 0.7 and later. The nightly works, but the two share their
     files, so uninstalling one of them spoils the other.
     """
-    stable, nightly = _installed("tensorflow-probability"), _installed("tfp-nightly")
+    stable, nightly = installed("tensorflow-probability"), installed("tfp-nightly")
     install = next(f"`pip install '{r}'`" for r in _requirements() if r.name == "tfp-nightly")
     mend = (
         "run `pip uninstall -y tensorflow-probability tfp-nightly`, then "
@@ -108,12 +108,12 @@ def tfp_trouble() -> str | None:
     if nightly is None:
         return (
             f"tensorflow-probability {stable} is the stable release, which fails on "
-            f"jax {_installed('jax')}: {mend}"
+            f"jax {installed('jax')}: {mend}"
         )
     try:
         import_module("tensorflow_probability.substrates.jax.distributions")
     except Exception as error:  # whatever a half-overwritten package raises
-        return f"tfp-nightly {nightly} is spoilt ({_first_line(error)}): {mend}"
+        return f"tfp-nightly {nightly} is spoilt ({first_line(error)}): {mend}"
     return None
 
 
@@ -124,10 +124,10 @@ def loaded_trouble() -> str | None:
             module = import_module(name)
         except Exception as error:  # a mismatched binary raises ImportError, ValueError, ...
             return (
-                f"{name.partition('.')[0]} does not load ({_first_line(error)}), which happens "
+                f"{name.partition('.')[0]} does not load ({first_line(error)}), which happens "
                 "when pip replaces numpy or jax by one that the others do not fit: " + _anew()
             )
-        loaded, found = getattr(module, "__version__", None), _installed(name)
+        loaded, found = getattr(module, "__version__", None), installed(name)
         if loaded and found and loaded != found:
             return (
                 f"{name} was replaced while this kernel runs ({loaded} is loaded, {found} is "
@@ -156,21 +156,23 @@ def colab_setup_lines(repository: str, tag: str) -> str:
     )
 
 
-def _requirements() -> list[Requirement]:
-    """What the course itself needs, extras aside, as its metadata say."""
-    return [r for r in map(Requirement, requires("dlcourse") or []) if r.marker is None]
-
-
-def _installed(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """Version of an installed package as its metadata say, without importing it; None if absent."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An exception in one line: its type and the beginning of what it says."""
     text = f"{type(error).__name__}: {error}"
     return text.splitlines()[0].rstrip(".:")
+
+
+def _requirements() -> list[Requirement]:
+    """What the course itself needs, extras aside, as its metadata say."""
+    return [r for r in map(Requirement, requires("dlcourse") or []) if r.marker is None]
 
 
 def _anew() -> str:

@@ -1,0 +1,142 @@
+"""The command `dlcourse`: reads its arguments and calls the module that does the work.
+
+Modules are imported in the command that needs them, so that `dlcourse --help` is immediate.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlcourse_utils import __version__, paths
+from dlcourse_utils.errors import CourseError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when all is well, 2 with one sentence on stderr for expected trouble."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # an old Windows console has no tick mark
+    parser = _parser()
+    options, options.others = parser.parse_known_args(arguments)
+    if options.others and options.command not in (_lab, _test):
+        parser.error(f"unknown argument: {options.others[0]}")
+    try:
+        return options.command(options) or 0
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dlcourse", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"dlcourse {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="")
+
+    def add(command, summary: str) -> argparse.ArgumentParser:
+        name = command.__name__.strip("_")
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(command=command)
+        return sub
+
+    add(_lab, "open the course in JupyterLab; further arguments go to JupyterLab")
+    run = add(_run, "execute a solved lesson and show its verdicts")
+    run.add_argument("lesson", help="its number, for example 01")
+    add(_test, "run the tests; further arguments go to pytest")
+    build = add(_build, "make the notebooks from solutions/*.py")
+    build.add_argument("lesson", nargs="*", help="numbers, for example 01; all when none is given")
+    build.add_argument("--check", action="store_true", help="only say what is out of date")
+    build.add_argument("--force", action="store_true", help="also where a student has edited")
+    build.add_argument("--no-execute", action="store_true", help="leave the outputs as they are")
+    data = add(_data, "show where the data files are, or fetch one")
+    data.add_argument("name", nargs="?", help="the file to fetch")
+    add(_doctor, "look at what the course stands on, and say what to do")
+    reset = add(_reset, "give a fresh student notebook and keep the old one beside it")
+    reset.add_argument("lesson", help="its number, for example 01")
+    add(_progress, "show which exercises are done")
+    return parser
+
+
+def _lab(options: argparse.Namespace) -> None:
+    course = _checkout() / "course"
+    if not any(course.glob("*.ipynb")):
+        raise CourseError(f"There is no notebook in {course}: run `dlcourse build --no-execute`.")
+    try:
+        from jupyterlab.labapp import LabApp
+    except ImportError:
+        raise CourseError("JupyterLab is missing: run `pip install 'dlcourse[lab]'`.") from None
+    print("Opening the course in JupyterLab; its address follows, Ctrl-C stops it.", flush=True)
+    # In a container one often is root, and the server listens on this machine only.
+    own = [f"--ServerApp.root_dir={course}", "--ServerApp.log_level=WARN", "--allow-root"]
+    LabApp.launch_instance([*own, *options.others])
+
+
+def _run(options: argparse.Namespace) -> int:
+    from dlcourse_utils.run import run
+
+    return run(options.lesson)
+
+
+def _test(options: argparse.Namespace) -> int:
+    """All tests in two processes, a file in one; what is named in the arguments in this one."""
+    everything = ["-n", "2", "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", *(options.others or everything)]
+    with tempfile.TemporaryDirectory() as home:
+        environment = os.environ | {"DLCOURSE_HOME": home}
+        return subprocess.run(command, cwd=_checkout(), env=environment).returncode
+
+
+def _build(options: argparse.Namespace) -> int:
+    from dlcourse_utils.build import build
+
+    return build(
+        options.lesson or None,
+        check=options.check,
+        force=options.force,
+        execute=not options.no_execute,
+    )
+
+
+def _data(options: argparse.Namespace) -> None:
+    from dlcourse_utils import registry
+
+    if options.name:
+        print(registry.fetch(options.name))
+    else:
+        print(*registry.status(), sep="\n")
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from dlcourse_utils.doctor import doctor
+
+    return doctor()
+
+
+def _reset(options: argparse.Namespace) -> None:
+    from dlcourse_utils.build import reset
+
+    print(reset(options.lesson))
+
+
+def _progress(_: argparse.Namespace) -> None:
+    from dlcourse_utils.checks import progress
+
+    print(progress())
+
+
+def _checkout() -> Path:
+    root = paths.repository_root()
+    if root is None:
+        raise CourseError(
+            "This command works in a copy of the course's repository, and dlcourse runs from an "
+            "installed package: clone the repository and use `make` there."
+        )
+    return root
+
+
+if __name__ == "__main__":
+    sys.exit(main())
