@@ -20,7 +20,7 @@ from dlcourse_utils.errors import CourseError
 from dlcourse_utils.percent import Cell, SourceError, split
 from dlcourse_utils.regions import bound, checked_ids, cut, parsed, signatures
 
-_STEM = re.compile(r"\d\d_[a-z0-9]+(_[a-z0-9]+)*")
+STEM = re.compile(r"\d\d_[a-z0-9]+(_[a-z0-9]+)*")
 HINT, ANSWER = "Hint: ", "Answer: "
 _HEADER: dict[str, type] = {
     "title": str,
@@ -76,7 +76,7 @@ def sources() -> list[Path]:
 
     Raises CourseError where two lessons have the same number.
     """
-    found = sorted(p for p in paths.solutions_dir().glob("*.py") if _STEM.fullmatch(p.stem))
+    found = sorted(p for p in paths.solutions_dir().glob("*.py") if STEM.fullmatch(p.stem))
     for one, two in itertools.pairwise(found):
         if one.stem[:2] == two.stem[:2]:
             raise CourseError(f"Two lessons have number {one.stem[:2]}: {one.name}, {two.name}.")
@@ -118,7 +118,7 @@ def load(name: str | int | Path) -> Lesson:
 
 def parse(text: str, path: Path) -> Lesson:
     """Read a lesson from the text of its source; `path` names it and is not opened."""
-    if not _STEM.fullmatch(path.stem):
+    if not STEM.fullmatch(path.stem):
         what = f"a lesson named {path.stem!r}"
         raise SourceError(path, 1, what, "two digits and lower-case words: 01_cluster_masses")
     header, cells = split(text, path)

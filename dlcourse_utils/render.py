@@ -90,6 +90,7 @@ def parse_notebook(data: bytes) -> dict[str, Any] | None:
         notebook = json.loads(data.decode())
         for cell in notebook["cells"]:
             cell["source"] = "".join(cell["source"])
+            cell["cell_type"], cell["metadata"]
         notebook["metadata"].get("dlcourse", {}).get("stem")
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

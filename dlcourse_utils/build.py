@@ -1,0 +1,270 @@
+"""Make the notebooks and the pages that list them from the lesson sources, or check them.
+
+Per lesson: solutions/NN_name.ipynb, executed, and course/NN_name.ipynb, the student's. A course
+notebook that a student has worked in is left alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlcourse_utils import files, pages, paths
+from dlcourse_utils.errors import CourseError
+from dlcourse_utils.execute import execute as run_cells
+from dlcourse_utils.execute import inspect_outputs
+from dlcourse_utils.leaks import all_text, refuse_leaks
+from dlcourse_utils.lessons import STEM, Lesson, find, load, sources
+from dlcourse_utils.percent import label
+from dlcourse_utils.render import content_sha256, dump, notebook, parse_notebook, source_cells
+
+_DIFF_LINES = 8
+
+
+@dataclass(frozen=True)
+class Course:
+    """The checkout that is built: its root, public address, tag, and all its lessons."""
+
+    root: Path
+    repository: str
+    tag: str
+    lessons: list[Lesson]
+
+    def student(self, lesson: Lesson) -> dict[str, Any]:
+        return notebook(lesson, "student", self.repository, self.tag)
+
+    def solution(self, lesson: Lesson) -> dict[str, Any]:
+        return notebook(lesson, "solution", self.repository, self.tag)
+
+
+def build(
+    numbers: Iterable[str] | None = None,
+    *,
+    check: bool = False,
+    force: bool = False,
+    execute: bool = True,
+) -> int:
+    """Make what is out of date, for all lessons or those named; return the exit status.
+
+    `check` writes nothing and tells what is out of date. `force` renews also a course notebook
+    with a student's work, keeping a copy. `execute=False` leaves solved notebooks whose code has
+    changed as they are. Raises SourceError where a source breaks a rule.
+    """
+    course = read_course()
+    wanted = {find(number).stem for number in numbers or []}
+    chosen = [lesson for lesson in course.lessons if not wanted or lesson.stem in wanted]
+    students = {f"course/{x.stem}.ipynb": all_text(course.student(x)) for x in course.lessons}
+    refuse_leaks(course.lessons, students | _other_pages(course.root))
+    if check:
+        problems = list(_stale(course, chosen))
+    else:
+        problems = []
+        for lesson in chosen:
+            _write_solution(course, lesson, execute)
+            problems += _write_student(course, lesson, force)
+        for path, text in _pages(course):
+            _write(course.root, path, text.encode())
+    problems += _orphans(course)
+    for line in problems:
+        print(line)
+    if check and problems:
+        print("Run `dlcourse build` to make it again.")
+    return 1 if problems else 0
+
+
+def reset(number: str) -> str:
+    """Put the fresh student notebook of a lesson in course/, keep the work there, say so."""
+    course = read_course()
+    stem = find(number).stem
+    lesson = next(lesson for lesson in course.lessons if lesson.stem == stem)
+    path = _student_path(course, lesson)
+    copy = files.keep_copy(path) if path.exists() and is_edited(path.read_bytes()) else None
+    files.write(path, dump(course.student(lesson)))
+    kept = f"; your work is kept in course/{copy.name}" if copy else ""
+    return f"course/{path.name} is as new{kept}."
+
+
+def read_course() -> Course:
+    """The checkout that this library runs from.
+
+    Raises CourseError outside a checkout or without an address, SourceError for a bad source.
+    """
+    root = paths.repository_root()
+    if root is None:
+        raise CourseError(
+            "The notebooks are made in a checkout of the course, and this is an installed copy: "
+            "clone the repository and run `make notebooks` there."
+        )
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    repository = project.get("urls", {}).get("Repository", "").rstrip("/").removesuffix(".git")
+    if not repository:
+        raise CourseError("pyproject.toml has no Repository in [project.urls]: set the address.")
+    return Course(root, repository, f"v{project['version']}", [load(path) for path in sources()])
+
+
+def is_edited(data: bytes) -> bool:
+    """Whether a course notebook holds somebody's work: its cells are not those that were built.
+
+    Outputs alone do not count; a file that cannot be read does.
+    """
+    found = parse_notebook(data)
+    if found is None:
+        return True
+    built = found["metadata"].get("dlcourse", {}).get("content_sha256")
+    return built != content_sha256(found["cells"])
+
+
+def _write_student(course: Course, lesson: Lesson, force: bool) -> list[str]:
+    path = _student_path(course, lesson)
+    fresh = dump(course.student(lesson))
+    if path.exists() and path.read_bytes() != fresh and is_edited(path.read_bytes()):
+        if not force:
+            return [
+                f"course/{path.name} holds your work and was left as it is: "
+                f"`dlcourse build {lesson.number} --force` renews it and keeps a copy beside it."
+            ]
+        print(f"Your work is kept in course/{files.keep_copy(path).name}.")
+    _write(course.root, path, fresh)
+    return []
+
+
+def _student_path(course: Course, lesson: Lesson) -> Path:
+    return course.root / "course" / f"{lesson.stem}.ipynb"
+
+
+def _solution_path(course: Course, lesson: Lesson) -> Path:
+    return course.root / "solutions" / f"{lesson.stem}.ipynb"
+
+
+def _write_solution(course: Course, lesson: Lesson, execute: bool) -> None:
+    path = _solution_path(course, lesson)
+    fresh = course.solution(lesson)
+    old = _read(path)
+    if old is not None and _ran(old) and _code(old) == _code(fresh):
+        executed = _with_outputs(fresh, old)
+    elif execute:
+        print(f"running {label(lesson.path)} ...", flush=True)
+        executed = run_cells(fresh, lesson).notebook
+    else:
+        print(f"solutions/{path.name} needs a run: `dlcourse build {lesson.number}`.")
+        return
+    inspect_outputs(executed, lesson)
+    _write(course.root, path, dump(executed))
+
+
+def _write(root: Path, path: Path, data: bytes) -> None:
+    if not path.exists() or path.read_bytes() != data:
+        files.write(path, data)
+        print(f"wrote {path.relative_to(root).as_posix()}")
+
+
+def _pages(course: Course) -> Iterator[tuple[Path, str]]:
+    address = (course.repository, course.tag)
+    path = course.root / "README.md"
+    yield path, pages.readme(path.read_text(encoding="utf-8"), course.lessons, *address)
+    yield course.root / "course" / "index.md", pages.index(course.lessons, *address)
+    yield course.root / "course" / "_toc.yml", pages.toc(course.lessons)
+
+
+def _other_pages(root: Path) -> dict[str, str]:
+    """The hand-written pages of the site."""
+    found = sorted((root / "course").glob("*.md"))
+    return {f"course/{path.name}": path.read_text(encoding="utf-8") for path in found}
+
+
+def _stale(course: Course, chosen: list[Lesson]) -> Iterator[str]:
+    """A line or more for each generated file that is not what the sources make."""
+    for lesson in chosen:
+        path = _student_path(course, lesson)
+        yield from _differences(path, course.student(lesson), lesson)
+        path = _solution_path(course, lesson)
+        fresh, old = course.solution(lesson), _read(path)
+        if old is not None:
+            fresh = _with_outputs(fresh, old)
+            if not _ran(old):
+                yield f"{label(path)}: has cells that were not run"
+            elif _code(old) != _code(fresh):
+                yield f"{label(path)}: outputs are older than the code of {label(lesson.path)}"
+            else:
+                inspect_outputs(fresh, lesson)
+        yield from _differences(path, fresh, lesson)
+    for path, text in _pages(course):
+        old_text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if old_text != text:
+            yield f"{path.relative_to(course.root).as_posix()}: out of date"
+            yield from _diff(old_text, text)
+
+
+def _differences(path: Path, fresh: dict[str, Any], lesson: Lesson) -> Iterator[str]:
+    name = label(path)
+    if not path.exists():
+        yield f"{name}: not there"
+        return
+    old = _read(path)
+    if old is None:
+        yield f"{name}: not a notebook"
+        return
+    origins = source_cells(lesson)
+    for number, (mine, cell) in enumerate(zip(old["cells"], fresh["cells"], strict=False), 1):
+        where = f"{name}: cell {number} ({label(lesson.path)}:{origins[number - 1].line})"
+        if mine["source"] != cell["source"]:
+            yield f"{where} is not what the source makes"
+            yield from _diff(mine["source"], cell["source"])
+            return  # after an inserted cell all others differ
+        if mine.get("outputs") != cell.get("outputs"):
+            yield f"{where} has outputs"
+    if len(old["cells"]) != len(fresh["cells"]):
+        yield f"{name}: {len(old['cells'])} cells, the source makes {len(fresh['cells'])}"
+    elif dump(fresh) != path.read_bytes():
+        yield f"{name}: metadata or layout are not what the source makes"
+
+
+def _diff(old: str, new: str) -> list[str]:
+    lines = list(difflib.unified_diff(old.split("\n"), new.split("\n"), lineterm="", n=0))[2:]
+    more = [f"    ... {len(lines) - _DIFF_LINES} more lines"] if len(lines) > _DIFF_LINES else []
+    return [f"    {line}" for line in lines[:_DIFF_LINES]] + more
+
+
+def _orphans(course: Course) -> list[str]:
+    stems = {lesson.stem for lesson in course.lessons}
+    found = [
+        path
+        for folder in ("course", "solutions")
+        for path in sorted((course.root / folder).glob("*.ipynb"))
+        if STEM.fullmatch(path.stem) and path.stem not in stems
+    ]
+    return [
+        f"{label(p)}: a notebook without source: remove it, or restore its source." for p in found
+    ]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return parse_notebook(path.read_bytes()) if path.exists() else None
+
+
+def _code(found: dict[str, Any]) -> str | None:
+    return found["metadata"].get("dlcourse", {}).get("code_sha256")
+
+
+def _ran(found: dict[str, Any]) -> bool:
+    """Whether all code cells were run once, in order."""
+    counts = [cell.get("execution_count") for cell in found["cells"] if cell["cell_type"] == "code"]
+    return counts == list(range(1, len(counts) + 1))
+
+
+def _with_outputs(fresh: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """The fresh notebook with the outputs of the old and the versions that made them."""
+    outputs = iter([cell for cell in old["cells"] if cell["cell_type"] == "code"])
+    for cell in fresh["cells"]:
+        if cell["cell_type"] == "code":
+            was = next(outputs, {})
+            cell["outputs"] = was.get("outputs", [])
+            cell["execution_count"] = was.get("execution_count")
+    made_with = old["metadata"].get("dlcourse", {}).get("environment")
+    if made_with is not None:
+        fresh["metadata"]["dlcourse"]["environment"] = made_with
+    return fresh
