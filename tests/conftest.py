@@ -1,0 +1,60 @@
+"""Strict modes for all tests, and a guard against tests that leave global state behind.
+
+They act in the process of the tests only: the kernels of notebooks run as a student's do.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import matplotlib as mpl
+import pytest
+
+_HOME = tempfile.mkdtemp(prefix="dlcourse-")
+os.environ["DLCOURSE_HOME"] = _HOME  # kernels inherit it: a person's progress is left alone
+os.environ["MPLBACKEND"] = "Agg"
+mpl.use("Agg")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+def pytest_report_header() -> str:
+    found = os.environ.get("DLCOURSE_DATA") or "not set, tests on real data are skipped"
+    return f"DLCOURSE_DATA: {found}"
+
+
+@pytest.fixture(autouse=True)
+def strict_ranks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """(n,) with (n, 1) is an error, except under the marker tfp_ranks."""
+    mode = "allow" if request.node.get_closest_marker("tfp_ranks") else "raise"
+    with jax.numpy_rank_promotion(mode):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def leaves_globals_alone() -> Iterator[None]:
+    """Fail a test that leaves jax.config or rcParams changed, and put them back."""
+    config, style = dict(jax.config.values), dict(mpl.rcParams)
+    yield
+    changed = [name for name, value in config.items() if jax.config.values[name] != value]
+    changed += [name for name, value in style.items() if mpl.rcParams[name] != value]
+    for name in changed:
+        if name in config:
+            jax.config.update(name, config[name])
+        else:
+            mpl.rcParams[name] = style[name]
+    if changed:
+        pytest.fail(f"the test leaves these settings changed: {', '.join(changed)}")
+
+
+@pytest.fixture
+def root() -> Path:
+    """Root of the checkout."""
+    return ROOT

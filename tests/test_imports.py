@@ -1,0 +1,88 @@
+"""Modules import alone, only downwards, and nothing heavy where it does not belong."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "dlcourse_utils"
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+)
+
+# The floor of each room; a module imports from its own floor and those below.
+LAYERS = (
+    {"bootstrap", "env", "errors", "files", "paths", "registry"},
+    {"datasets", "diagnostics", "exact", "lessons", "percent", "plot", "regions", "train"}
+    | {"verdicts"},
+    {"checks", "widgets"},
+    {"build", "cli", "doctor", "execute", "leaks", "pages", "render", "run"},
+)
+# Modules that must be light: the command line and what the build of a student notebook needs.
+LIGHT = ("bootstrap", "cli", "doctor", "env", "errors", "lessons", "paths", "registry")
+HEAVY = {"IPython", "flax", "jax", "matplotlib", "nbformat", "numpy", "pooch", "requests", "scipy"}
+# Numerical modules that a headless machine uses without drawing.
+HEADLESS = ("diagnostics", "exact", "train")
+DRAWING = {"IPython", "ipywidgets", "matplotlib"}
+
+
+def room(module: str) -> str:
+    """Second part of a module's name: dlcourse_utils.checks.engine is in checks."""
+    return module.split(".")[1]
+
+
+def floor(module: str) -> int:
+    return next(number for number, rooms in enumerate(LAYERS) if room(module) in rooms)
+
+
+def imported(module: str) -> set[str]:
+    """Modules of the package that a module's source names, in functions too."""
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import hides the layer"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {n for n in MODULES if n in names and n != "dlcourse_utils"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_alone_in_a_fresh_interpreter(module: str) -> None:
+    name = module.removeprefix("dlcourse_utils.")
+    forbidden = (HEAVY if name in LIGHT else set()) | (DRAWING if name in HEADLESS else set())
+    code = (
+        "import sys, warnings; warnings.simplefilter('error')\n"
+        f"import {module}\n"
+        f"print(*sorted({forbidden!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "", f"{module} loads {done.stdout}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if "." in name])
+def test_imports_only_downwards(module: str) -> None:
+    upwards = {other for other in imported(module) if floor(other) > floor(module)}
+    assert not upwards, f"{module} is on floor {floor(module)} and imports {upwards}"
+
+
+def test_every_room_is_on_a_floor() -> None:
+    rooms = {room(module) for module in MODULES if "." in module}
+    assert rooms == set().union(*LAYERS)
+
+
+def test_importing_the_package_sets_nothing() -> None:
+    code = (
+        "import os, jax, matplotlib as mpl\n"
+        "before = dict(jax.config.values), dict(mpl.rcParams), dict(os.environ)\n"
+        "import dlcourse_utils.env, dlcourse_utils.train, dlcourse_utils.checks\n"
+        "assert before == (dict(jax.config.values), dict(mpl.rcParams), dict(os.environ))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
