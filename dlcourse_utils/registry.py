@@ -23,7 +23,6 @@ from dlcourse_utils.errors import CourseError
 
 TIMEOUT = (5.0, 20.0)  # seconds: to connect, and between two pieces of an answer
 LEFTOVER_AGE = 3600.0  # seconds after which a partial file can only be one of a dead process
-_SCHEMES = ("https",)
 _NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -170,7 +169,7 @@ def _entry(name: str, table: object) -> Entry:
 
 def _allowed(url: str) -> bool:
     parts = urlsplit(url)
-    return parts.scheme in _SCHEMES and bool(parts.hostname)
+    return parts.scheme == "https" and bool(parts.hostname)
 
 
 # --- places -----------------------------------------------------------------------------------
@@ -228,7 +227,7 @@ def _download(entry: Entry, target: Path) -> None:
             sink = _Sink(out, entry.size)
             _transfer(entry.url, sink)
         if sink.written < entry.size:
-            raise _Refused(f"it broke off after {sink.written} of {entry.size} bytes")
+            raise _Refused(f"it ended after {sink.written} of {entry.size} bytes")
         if sink.hash.hexdigest() != entry.sha256:
             raise _Refused("what came is not the registered file, its sha256 differs")
         try:
@@ -256,8 +255,11 @@ def _transfer(url: str, sink: _Sink) -> None:
     import pooch  # takes 0.3 s, and most runs fetch nothing
     import requests
 
+    answers: list[requests.Response] = []
+
     def inspect(response: requests.Response, **_: object) -> None:
         # Called for every answer, before a redirection is followed.
+        answers.append(response)
         where = urljoin(response.url, response.headers.get("location", ""))
         if response.is_redirect and not _allowed(where):
             raise _Refused(f"the server sends us on to {where}, which is not https")
@@ -271,9 +273,12 @@ def _transfer(url: str, sink: _Sink) -> None:
     except requests.Timeout:
         raise _Refused(f"{host} does not answer") from None
     except requests.RequestException:
-        if sink.written:
-            raise _Refused(f"it broke off after {sink.written} bytes") from None
+        if answers:
+            raise _Refused(f"{host} stopped half-way") from None
         raise _Refused(f"no connection to {host}") from None
+    finally:
+        for answer in answers:
+            answer.close()
 
 
 def _offline_text(entry: Entry, target: Path, error: Exception) -> str:
