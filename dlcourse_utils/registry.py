@@ -21,7 +21,7 @@ from urllib.parse import urljoin, urlsplit
 from dlcourse_utils import paths
 from dlcourse_utils.errors import CourseError
 
-TIMEOUT = (5.0, 20.0)  # seconds: to connect, and between two pieces of an answer
+TIMEOUT = (3.0, 20.0)  # seconds: to connect, and between two pieces of an answer
 LEFTOVER_AGE = 3600.0  # seconds after which a partial file can only be one of a dead process
 _NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -67,7 +67,6 @@ def send(body: bytes = CONTENT, *, length: int | None = len(CONTENT), wait=None)
             handler.wfile.write(body[half:])
         except OSError:
             pass  # the client has gone, as some tests want
-        handler.close_connection = True
 
     return behave
 
