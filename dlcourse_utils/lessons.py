@@ -237,6 +237,8 @@ def _check_cell(cell: Cell, path: Path) -> None:
         raise SourceError(path, cell.line, what, expected)
 
     if cell.kind == "markdown":
+        if inside := re.search(rf"(?<!\n)\n({HINT}|{ANSWER})", cell.source):
+            fail(f"{inside[1].strip()!r} inside a paragraph", "a blank line above it")
         if cell.exercise is None and (cell.minutes or cell.difficulty):
             fail("minutes or difficulty without exercise", 'exercise="NN.n" beside them')
         if cell.exercise is None and hints(cell.source):
