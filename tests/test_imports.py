@@ -1,6 +1,7 @@
 """Modules import alone, only downwards, and nothing heavy where it does not belong."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ LIGHT = ("bootstrap", "cli", "doctor", "env", "errors", "lessons", "paths", "reg
 HEAVY = {"IPython", "flax", "jax", "matplotlib", "nbformat", "numpy", "pooch", "requests", "scipy"}
 # Numerical modules that a headless machine uses without drawing.
 HEADLESS = ("diagnostics", "exact", "train")
-DRAWING = {"IPython", "ipywidgets", "matplotlib"}
+DRAWING = {"ipywidgets", "matplotlib"}
 
 
 def room(module: str) -> str:
@@ -47,8 +48,10 @@ def imported(module: str) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}: a relative import hides the layer"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            dots = "." * node.level + (node.module or "")
+            origin = importlib.util.resolve_name(dots, package)
+            names |= {f"{origin}.{alias.name}" for alias in node.names} | {origin}
     return {n for n in MODULES if n in names and n != "dlcourse_utils"}
 
 
