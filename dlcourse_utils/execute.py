@@ -107,7 +107,7 @@ def execute(notebook: dict[str, Any], lesson: Lesson, *, cold: bool = False) -> 
     for cell in executed["cells"]:
         if cell["cell_type"] == "code":
             cell["metadata"].pop("execution", None)
-            cell["outputs"] = _kept(cell["outputs"])
+            cell["outputs"] = fit_to_keep(cell["outputs"])
     executed["metadata"]["dlcourse"]["environment"] = environment()
     return Execution(executed, total, seconds)
 
@@ -169,7 +169,7 @@ def _environment(home: str, cold: bool) -> dict[str, str]:
     return variables | {"DLCOURSE_HOME": home, "IPYTHONDIR": str(Path(home) / "ipython")}
 
 
-def _kept(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def fit_to_keep(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Outputs without what changes from run to run: memory addresses, pieces of streams, widgets.
 
     A widget's view needs a running kernel. What it shows beside the view, such as a static

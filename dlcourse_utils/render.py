@@ -161,7 +161,7 @@ def _details(title: str, text: str) -> str:
 def _facts(lesson: Lesson, variant: Variant, repository: str, tag: str) -> str:
     facts = [lesson.part, f"{lesson.minutes} minutes"]
     if lesson.needs != "none":
-        facts.append(f"needs {lesson.needs}")
+        facts.append(lesson.needs)
     if variant == "solution":
         facts.append("solved")
     return f"{badge(lesson.stem, repository, tag)}\n\n*{' · '.join(facts)}*"
