@@ -1,0 +1,831 @@
+"""The checks of lesson 01: for each exercise its cases, and the wrong answers it can name."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.scipy.special import logsumexp
+from tensorflow_probability.substrates import jax as tfp
+
+from .engine import Misfit, Spec, Suspect
+
+tfd = tfp.distributions
+
+# --- 01.1 the M-sigma relation ---------------------------------------------------------------
+
+
+def _m_sigma_cases(rng):
+    def sample(n, slope, scatter):
+        log_sigma = rng.uniform(2.2, 3.2, n)
+        log_mass = 14.0 + slope * (log_sigma - 2.7) + scatter * rng.standard_normal(n)
+        return jnp.float32(10**log_sigma), jnp.float32(10**log_mass)
+
+    return {"tight": sample(400, 2.7, 0.15), "wide": sample(60, 2.0, 0.4)}
+
+
+def _line(u, v):
+    slope, intercept = jnp.polyfit(u, v, 1)
+    return slope, intercept, v - (slope * u + intercept)
+
+
+def _natural_log(sigma, mass):
+    slope, intercept, residual = _line(jnp.log(sigma), jnp.log(mass))
+    return slope, intercept, jnp.std(residual)
+
+
+def _no_log(sigma, mass):
+    slope, intercept, residual = _line(sigma, mass)
+    return slope, intercept, jnp.std(residual)
+
+
+def _variance(sigma, mass):
+    slope, intercept, residual = _line(jnp.log10(sigma), jnp.log10(mass))
+    return slope, intercept, jnp.var(residual)
+
+
+def _swapped(sigma, mass):
+    slope, intercept, residual = _line(jnp.log10(mass), jnp.log10(sigma))
+    return slope, intercept, jnp.std(residual)
+
+
+def _inverted(sigma, mass):
+    slope, intercept, _ = _line(jnp.log10(mass), jnp.log10(sigma))
+    a, b = 1 / slope, -intercept / slope
+    return a, b, jnp.std(jnp.log10(mass) - (a * jnp.log10(sigma) + b))
+
+
+def _standard_error(sigma, mass):
+    slope, intercept, residual = _line(jnp.log10(sigma), jnp.log10(mass))
+    return slope, intercept, jnp.std(residual) / jnp.sqrt(len(residual))
+
+
+def _scatter_of_masses(sigma, mass):
+    slope, intercept, _ = _line(jnp.log10(sigma), jnp.log10(mass))
+    return slope, intercept, jnp.std(jnp.log10(mass))
+
+
+_M_SIGMA = Spec(
+    id="01.1",
+    name="fit_m_sigma",
+    cases=_m_sigma_cases,
+    labels=("slope", "intercept", "scatter"),
+    # Two least-squares solvers in single precision agree on the intercept to about 1e-4.
+    atol={"slope": 2e-4, "intercept": 6e-4, "scatter": 2e-5},
+    rtol=0.0,
+    insight="A scatter in dex is a factor: 0.3 dex means that one mass in three is off by more "
+    "than a factor of two.",
+    suspects=(
+        Suspect(
+            "natural_log",
+            _natural_log,
+            "You used the natural logarithm.",
+            "Masses and scatters are in dex, which are powers of ten: ln is 2.303 times larger.",
+            "Use `jnp.log10`.",
+        ),
+        Suspect(
+            "no_log",
+            _no_log,
+            "You fitted a line to σ and M themselves.",
+            "M grows as a power of σ: that is a straight line in the logarithms only.",
+            "Take `jnp.log10` of both arguments first.",
+        ),
+        Suspect(
+            "variance",
+            _variance,
+            "The scatter is a variance, not a standard deviation.",
+            "A variance has the unit dex squared and cannot be read as an error bar.",
+            "Take the square root, or `jnp.std` for `jnp.var`.",
+        ),
+        Suspect(
+            "swapped",
+            _swapped,
+            "You fitted σ as a function of M.",
+            "We want to predict the mass, so it must be the left-hand side of the line.",
+            "Swap the two arguments of the fit.",
+        ),
+        Suspect(
+            "inverted",
+            _inverted,
+            "You fitted σ as a function of M and turned the line around.",
+            "Least squares minimises the scatter of one variable: the inverted line is steeper and "
+            "predicts the mass worse.",
+            "Fit log10 M on log10 σ directly.",
+        ),
+        Suspect(
+            "standard_error",
+            _standard_error,
+            "The scatter is divided by the root of n.",
+            "That is the error of the mean line. A new cluster scatters by the full standard "
+            "deviation, however many were used in the fit.",
+            "Return the standard deviation of the residuals.",
+        ),
+        Suspect(
+            "scatter_of_masses",
+            _scatter_of_masses,
+            "The scatter is that of the masses, not of the residuals.",
+            "Only what the line leaves unexplained is its error.",
+            "Subtract the line before you take the standard deviation.",
+        ),
+    ),
+)
+
+# --- 01.2 mean squared error -----------------------------------------------------------------
+
+
+def _mse_cases(rng):
+    def batch(n, offset):
+        target = 14.0 + rng.standard_normal(n)
+        prediction = target + offset + 0.7 * rng.standard_normal(n)
+        return jnp.float32(prediction[:, None]), jnp.float32(target)
+
+    return {"8 clusters": batch(8, 0.5), "33 clusters": batch(33, -0.3)}
+
+
+def _difference(prediction, target):
+    return prediction[:, 0] - target
+
+
+_MSE = Spec(
+    id="01.2",
+    name="mse",
+    cases=_mse_cases,
+    atol=1e-5,
+    gradient=True,
+    insight="The mean over the batch, not the sum: the size of a step does not depend on the size "
+    "of the batch.",
+    suspects=(
+        Suspect(
+            "broadcast",
+            lambda f, m: jnp.mean((f - m[None, :]) ** 2),
+            "The column (n, 1) minus the vector (n,) became a matrix (n, n).",
+            "Every prediction is compared with every mass, so the network learns to return the "
+            "mean mass for all clusters. No error is raised.",
+            "Use `prediction[:, 0]`.",
+        ),
+        Suspect(
+            "sum_for_mean",
+            lambda f, m: jnp.sum(_difference(f, m) ** 2),
+            "This is the sum over the batch, not the mean.",
+            "The gradient grows with the batch, and the learning rate no longer fits.",
+            "Use `jnp.mean`.",
+        ),
+        Suspect(
+            "absolute",
+            lambda f, m: jnp.mean(jnp.abs(_difference(f, m))),
+            "This is the mean absolute error.",
+            "It leads to the median of the posterior, not to its mean.",
+            "Square the difference.",
+        ),
+        Suspect(
+            "not_squared",
+            lambda f, m: jnp.mean(_difference(f, m)),
+            "The difference is not squared.",
+            "Errors of opposite sign cancel, and the loss has no minimum.",
+            "Square the difference before taking the mean.",
+        ),
+        Suspect(
+            "square_of_mean",
+            lambda f, m: jnp.mean(_difference(f, m)) ** 2,
+            "You squared the mean of the differences.",
+            "Errors of opposite sign cancel first: a useless network can have a loss of zero.",
+            "Square each difference, then take the mean.",
+        ),
+        Suspect(
+            "root",
+            lambda f, m: jnp.sqrt(jnp.mean(_difference(f, m) ** 2)),
+            "This is the root of the mean squared error.",
+            "Its gradient grows without bound as the error goes to zero, and a mean over batches "
+            "of it is not the root of the mean.",
+            "Leave out the square root.",
+        ),
+        Suspect(
+            "half",
+            lambda f, m: 0.5 * jnp.mean(_difference(f, m) ** 2),
+            "The result is half of the mean squared error.",
+            "The minimum is the same, but the number is no longer the variance of the errors.",
+            "Leave out the factor 1/2.",
+        ),
+        Suspect(
+            "per_cluster",
+            lambda f, m: _difference(f, m) ** 2,
+            "You return one squared error for each cluster.",
+            "A gradient needs one number to descend.",
+            "Take `jnp.mean` of it.",
+        ),
+    ),
+)
+
+# --- 01.3 from outputs to a mixture ----------------------------------------------------------
+
+_K, _CENTRE, _SCALE, _FLOOR = 6, 14.2, 0.6, 0.01
+_MASSES = np.linspace(12.6, 15.8, 9, dtype=np.float32)
+
+
+def _mixture_cases(rng):
+    return {
+        "5 clusters": (jnp.float32(1.2 * rng.standard_normal((5, 3 * _K))),),
+        "2 clusters": (jnp.float32(1.2 * rng.standard_normal((2, 3 * _K))),),
+    }
+
+
+def _log_prob_of(function, arguments):
+    density = function(*arguments)
+    if not hasattr(density, "log_prob"):
+        raise Misfit("`mixture` must return a TFP distribution, which has a `log_prob`.")
+    n = arguments[0].shape[0]
+    if tuple(density.batch_shape) != (n,) or tuple(density.event_shape) != ():
+        raise Misfit(
+            f"The density has batch shape {tuple(density.batch_shape)} and event shape "
+            f"{tuple(density.event_shape)}; expected {(n,)} and (): one density for each cluster."
+        )
+    return density.log_prob(_MASSES[:, None])
+
+
+def _blocks(outputs):
+    return jnp.split(outputs, 3, axis=-1)
+
+
+def _assemble(a, b, c):
+    return tfd.MixtureSameFamily(
+        tfd.Categorical(logits=a),
+        tfd.Normal(_CENTRE + _SCALE * b, _FLOOR + _SCALE * nn.softplus(c)),
+    )
+
+
+def _with_weights(weights):
+    def wrong(outputs):
+        a, b, c = _blocks(outputs)
+        components = tfd.Normal(_CENTRE + _SCALE * b, _FLOOR + _SCALE * nn.softplus(c))
+        return tfd.MixtureSameFamily(weights(a), components)
+
+    return wrong
+
+
+def _with_scale(scale):
+    def wrong(outputs):
+        a, b, c = _blocks(outputs)
+        return tfd.MixtureSameFamily(
+            tfd.Categorical(logits=a), tfd.Normal(_CENTRE + _SCALE * b, scale(c))
+        )
+
+    return wrong
+
+
+def _interleaved(outputs):
+    grouped = outputs.reshape(outputs.shape[0], _K, 3)
+    return _assemble(grouped[..., 0], grouped[..., 1], grouped[..., 2])
+
+
+def _unscaled_mean(outputs):
+    a, b, c = _blocks(outputs)
+    return tfd.MixtureSameFamily(
+        tfd.Categorical(logits=a), tfd.Normal(b, _FLOOR + _SCALE * nn.softplus(c))
+    )
+
+
+_MIXTURE = Spec(
+    id="01.3",
+    name="mixture",
+    cases=_mixture_cases,
+    evaluate=_log_prob_of,
+    atol=2e-3,
+    rtol=1e-4,
+    gradient=False,
+    insight="Softmax and softplus turn any real outputs into a valid density, so the optimiser "
+    "needs no constraints.",
+    suspects=(
+        Suspect(
+            "softmax_over_batch",
+            _with_weights(lambda a: tfd.Categorical(probs=jax.nn.softmax(a, axis=0))),
+            "The softmax runs over the clusters, not over the components.",
+            "The weights of one cluster then do not sum to one, and depend on the rest of the batch.",
+            "Use `axis=-1`, or `tfd.Categorical(logits=a)`.",
+        ),
+        Suspect(
+            "logits_as_probs",
+            _with_weights(lambda a: tfd.Categorical(probs=a)),
+            "The outputs a are used as probabilities.",
+            "They can be negative, and the logarithm of a negative weight is NaN.",
+            "Use `tfd.Categorical(logits=a)`.",
+        ),
+        Suspect(
+            "exponentials_not_normalised",
+            _with_weights(lambda a: tfd.Categorical(probs=jnp.exp(a))),
+            "The weights are exp(a), which do not sum to one.",
+            "The density then integrates to more than one, and the likelihood can be made as large "
+            "as one likes.",
+            "Use `tfd.Categorical(logits=a)`.",
+        ),
+        Suspect(
+            "equal_weights",
+            _with_weights(lambda a: tfd.Categorical(logits=jnp.zeros_like(a))),
+            "All components have the same weight.",
+            "The outputs a are not used: the network cannot say which peak is the likelier one.",
+            "Pass `logits=a`.",
+        ),
+        Suspect(
+            "no_constraint",
+            _with_scale(lambda c: _FLOOR + _SCALE * c),
+            "The scale can be negative: c goes in without softplus.",
+            "The logarithm of a negative scale is NaN, and training dies at the first one.",
+            "Use `nn.softplus(c)`.",
+        ),
+        Suspect(
+            "variance_as_scale",
+            _with_scale(lambda c: (_FLOOR + _SCALE * nn.softplus(c)) ** 2),
+            "The scale is squared: `tfd.Normal` takes the standard deviation, not the variance.",
+            "Widths below one shrink, so that the network looks more certain than it is.",
+            "Pass s itself.",
+        ),
+        Suspect(
+            "root_as_scale",
+            _with_scale(lambda c: jnp.sqrt(_FLOOR + _SCALE * nn.softplus(c))),
+            "You took the square root of the scale.",
+            "s in the formulas is already a standard deviation.",
+            "Pass s itself.",
+        ),
+        Suspect(
+            "no_floor",
+            _with_scale(lambda c: 1e-9 + _SCALE * nn.softplus(c - 4.0)),
+            "The scales are far too small: the floor of 0.01 dex is missing.",
+            "A component can collapse onto one cluster, with an infinite likelihood.",
+            "Add `MIN_SCALE`.",
+        ),
+        Suspect(
+            "exponential_scale",
+            _with_scale(lambda c: _FLOOR + _SCALE * jnp.exp(c)),
+            "The scale is exp(c), where the formula has log(1 + exp(c)).",
+            "Both are positive, but an exponential overflows for a large output: one bad step ends "
+            "the training.",
+            "Use `nn.softplus(c)`.",
+        ),
+        Suspect(
+            "unscaled_mean",
+            _unscaled_mean,
+            "The means are b, without the centre and the spread of the masses.",
+            "The untrained density then sits at m = 0, 14 dex from the data.",
+            "Use `MASS_CENTRE + MASS_SCALE * b`.",
+        ),
+        Suspect(
+            "swapped_blocks",
+            lambda outputs: _assemble(*(_blocks(outputs)[k] for k in (0, 2, 1))),
+            "The blocks b and c are swapped.",
+            "It would train, but the reference and the formulas count them the other way.",
+            "The second block is the means, the third the scales.",
+        ),
+        Suspect(
+            "interleaved",
+            _interleaved,
+            "You reshaped to (n, K, 3): each component's three numbers side by side.",
+            "The outputs are three blocks of K columns, so the numbers end up in the wrong place.",
+            "Use `jnp.split(outputs, 3, axis=-1)`.",
+        ),
+    ),
+)
+
+# --- 01.4 the loss of a density --------------------------------------------------------------
+
+
+def _nll_cases(rng):
+    def batch(n, width):
+        loc = 14.0 + rng.standard_normal(n)
+        density = tfd.Normal(jnp.float32(loc), jnp.float32(width * rng.uniform(0.5, 2.0, n)))
+        return density, jnp.float32(loc + width * rng.standard_normal(n))
+
+    return {"7 clusters": batch(7, 0.3), "40 clusters": batch(40, 1.5)}
+
+
+_NLL = Spec(
+    id="01.4",
+    name="nll",
+    cases=_nll_cases,
+    atol=1e-4,
+    insight="Its floor is the entropy of the posterior: no method can go below, and the distance "
+    "to it is the KL divergence to the truth.",
+    suspects=(
+        Suspect(
+            "sum_for_mean",
+            lambda q, m: -jnp.sum(q.log_prob(m)),
+            "This is the sum over the batch, not the mean.",
+            "The number depends on the size of the batch and cannot be read as nats per cluster.",
+            "Use `jnp.mean`.",
+        ),
+        Suspect(
+            "sign",
+            lambda q, m: jnp.mean(q.log_prob(m)),
+            "The sign is missing.",
+            "The optimiser would make the likelihood as small as it can.",
+            "Put a minus in front.",
+        ),
+        Suspect(
+            "missing_log",
+            lambda q, m: -jnp.mean(q.prob(m)),
+            "The logarithm is missing: this is the mean density.",
+            "A cluster that the network excludes should cost a lot; here it costs nothing.",
+            "Use `log_prob`.",
+        ),
+        Suspect(
+            "log_of_mean",
+            lambda q, m: -jnp.log(jnp.mean(q.prob(m))),
+            "You took the logarithm of the mean density, not the mean of the logarithms.",
+            "The likelihood of a batch is a product, whose logarithm is a sum of logarithms.",
+            "Take `log_prob` first, then the mean.",
+        ),
+        Suspect(
+            "broadcast",
+            lambda q, m: -jnp.mean(q.log_prob(m[:, None])),
+            "Every mass was compared with every density: `log_prob` returned (n, n).",
+            "The network would learn one density for all clusters. No error is raised.",
+            "Pass the masses as a vector (n,).",
+        ),
+        Suspect(
+            "bits",
+            lambda q, m: -jnp.mean(q.log_prob(m)) / jnp.log(2.0),
+            "This is in bits: a logarithm to base 2.",
+            "The verdicts of this lesson are in nats, natural logarithms.",
+            "`log_prob` is natural already: leave it as it is.",
+        ),
+        Suspect(
+            "dex",
+            lambda q, m: -jnp.mean(q.log_prob(m)) / jnp.log(10.0),
+            "This is a logarithm to base 10.",
+            "Masses are in dex, but likelihoods are in nats, natural logarithms.",
+            "`log_prob` is natural already: leave it as it is.",
+        ),
+        Suspect(
+            "per_cluster",
+            lambda q, m: -q.log_prob(m),
+            "You return one value for each cluster.",
+            "A gradient needs one number to descend.",
+            "Take `jnp.mean` of it.",
+        ),
+    ),
+)
+
+# --- 01.5 summaries of a posterior -----------------------------------------------------------
+
+_SUMMARIES = ("mean", "std", "median", "mode", "low", "high")
+
+
+def _summary_cases(rng):
+    grid = np.linspace(-6.0, 18.0, 9601)
+
+    def mixture(rows):
+        table = []
+        for weight, near, far in rows:
+            table.append(
+                np.logaddexp(
+                    np.log(weight) - 0.5 * (grid - near) ** 2,
+                    np.log1p(-weight) - 0.5 * ((grid - far) / 2.0) ** 2 - np.log(2.0),
+                )
+            )
+        # A constant for each row: the input is not normalised.
+        return jnp.float32(np.stack(table) + rng.uniform(-2.0, 2.0, (len(rows), 1)))
+
+    skewed = [(rng.uniform(0.25, 0.4), rng.uniform(-1, 0), rng.uniform(5, 6)) for _ in range(3)]
+    other = [(rng.uniform(0.6, 0.75), rng.uniform(-1, 0), rng.uniform(5, 6)) for _ in range(2)]
+    return {
+        "heavy tail": (mixture(skewed), jnp.float32(grid)),
+        "two peaks": (mixture(other), jnp.float32(grid)),
+    }
+
+
+def _density(log_p, grid):
+    p = jnp.exp(log_p - log_p.max(axis=-1, keepdims=True))
+    return p / (p.sum(axis=-1, keepdims=True) * (grid[1] - grid[0]))
+
+
+def _summaries(log_p, grid, **replaced):
+    """The right summaries, with some entries replaced by functions of (p, grid, right ones)."""
+    p, step = _density(log_p, grid), grid[1] - grid[0]
+    mean = (p * grid[None, :]).sum(axis=-1) * step
+    variance = (p * (grid[None, :] - mean[:, None]) ** 2).sum(axis=-1) * step
+    right = {
+        "mean": mean,
+        "std": jnp.sqrt(variance),
+        "median": _quantile(p, grid, 0.5),
+        "mode": grid[jnp.argmax(p, axis=-1)],
+        "low": _quantile(p, grid, 0.16),
+        "high": _quantile(p, grid, 0.84),
+    }
+    return right | {name: make(p, grid, right) for name, make in replaced.items()}
+
+
+def _quantile(p, grid, level):
+    cdf = jnp.cumsum(p, axis=-1) * (grid[1] - grid[0])
+    return grid[jnp.argmax(cdf >= level, axis=-1)]
+
+
+def _with(**replaced):
+    return lambda log_p, grid: _summaries(log_p, grid, **replaced)
+
+
+def _log_as_density(log_p, grid):
+    # Without the exponential: the logarithms themselves are averaged.
+    p = log_p / (log_p.sum(axis=-1, keepdims=True) * (grid[1] - grid[0]))
+    step = grid[1] - grid[0]
+    mean = (p * grid[None, :]).sum(axis=-1) * step
+    variance = (p * (grid[None, :] - mean[:, None]) ** 2).sum(axis=-1) * step
+    return {
+        "mean": mean,
+        "std": jnp.sqrt(variance),
+        "median": _quantile(p, grid, 0.5),
+        "mode": grid[jnp.argmax(p, axis=-1)],
+        "low": _quantile(p, grid, 0.16),
+        "high": _quantile(p, grid, 0.84),
+    }
+
+
+def _not_normalised(log_p, grid):
+    p, step = jnp.exp(log_p), grid[1] - grid[0]
+    mean = (p * grid[None, :]).sum(axis=-1) * step
+    variance = (p * (grid[None, :] - mean[:, None]) ** 2).sum(axis=-1) * step
+    return {
+        "mean": mean,
+        "std": jnp.sqrt(variance),
+        "median": _quantile(p, grid, 0.5),
+        "mode": grid[jnp.argmax(p, axis=-1)],
+        "low": _quantile(p, grid, 0.16),
+        "high": _quantile(p, grid, 0.84),
+    }
+
+
+_SUMMARISE = Spec(
+    id="01.5",
+    name="summarise",
+    cases=_summary_cases,
+    labels=_SUMMARIES,
+    # One grid step, 0.0025, separates the ways to take a quantile of a table.
+    atol={name: 3e-3 for name in _SUMMARIES},
+    rtol=0.0,
+    insight="Quantiles survive any change of variable, from dex to Msun: the mean and the mode do "
+    "not.",
+    suspects=(
+        Suspect(
+            "variance",
+            _with(std=lambda p, grid, right: right["std"] ** 2),
+            "The std is a variance.",
+            "It has the square of the unit and is no error bar.",
+            "Take the square root.",
+        ),
+        Suspect(
+            "gaussian_interval",
+            _with(
+                low=lambda p, grid, right: right["mean"] - right["std"],
+                high=lambda p, grid, right: right["mean"] + right["std"],
+            ),
+            "The interval is mean ± std.",
+            "That holds 68 % for a normal law only; these posteriors are skewed.",
+            "Use the points where the cumulative probability crosses 0.16 and 0.84.",
+        ),
+        Suspect(
+            "quantiles_of_32",
+            _with(
+                low=lambda p, grid, right: _quantile(p, grid, 0.32),
+                high=lambda p, grid, right: _quantile(p, grid, 0.68),
+            ),
+            "The ends are the 32 % and the 68 % points, which hold 36 %.",
+            "An interval of 68 % leaves 32 % outside, so 16 % on either side.",
+            "Use the levels 0.16 and 0.84.",
+        ),
+        Suspect(
+            "median_is_mean",
+            _with(median=lambda p, grid, right: right["mean"]),
+            "The median is the mean.",
+            "They agree for a symmetric density only.",
+            "Use the point where the cumulative probability crosses 0.5.",
+        ),
+        Suspect(
+            "mode_is_median",
+            _with(mode=lambda p, grid, right: right["median"]),
+            "The mode is the median.",
+            "The mode is where the density is highest.",
+            "Use `jnp.argmax` of the density along the grid.",
+        ),
+        Suspect(
+            "mode_is_index",
+            _with(mode=lambda p, grid, right: 1.0 * jnp.argmax(p, axis=-1)),
+            "The mode is an index into the grid, not a value.",
+            "The rest of the notebook expects a mass.",
+            "Return `grid[index]`.",
+        ),
+        Suspect(
+            "mode_is_density",
+            _with(mode=lambda p, grid, right: jnp.max(p, axis=-1)),
+            "The mode is the height of the density, not the place of the peak.",
+            "A mode has the unit of the mass.",
+            "Use `grid[jnp.argmax(p, axis=-1)]`.",
+        ),
+        Suspect(
+            "missing_exp",
+            _log_as_density,
+            "You averaged with `log_p` as if it were the density.",
+            "The weights of an average are probabilities, not their logarithms.",
+            "Take `jnp.exp(log_p)` first.",
+        ),
+        Suspect(
+            "not_normalised",
+            _not_normalised,
+            "The density is not normalised.",
+            "The input is known up to a constant for each row; unless p integrates to one, every "
+            "average is off by that factor.",
+            "Divide p by its sum times the step of the grid, row by row.",
+        ),
+        Suspect(
+            "central_second_moment",
+            _with(
+                std=lambda p, grid, right: jnp.sqrt(right["std"] ** 2 + right["mean"] ** 2)
+            ),
+            "The std is the root of the mean square: the mean was not subtracted.",
+            "It measures the distance from zero, not from the mean.",
+            "Average the square of grid minus mean.",
+        ),
+    ),
+)
+
+# --- 01.6 change the prior -------------------------------------------------------------------
+
+
+def _prior_cases(rng):
+    grid = np.linspace(12.0, 16.0, 801)
+
+    def normal(mean, std):
+        return -0.5 * ((grid - mean) / std) ** 2 - np.log(std * np.sqrt(2 * np.pi))
+
+    def case(n):
+        log_p = np.stack([normal(rng.uniform(13.6, 14.4), 0.2) for _ in range(n)])
+        old = normal(14.0, rng.uniform(0.5, 0.7))
+        new = np.stack([normal(rng.uniform(13.5, 13.8), 0.4) for _ in range(n)])
+        return tuple(jnp.float32(x) for x in (log_p, old, new, grid))
+
+    return {"3 clusters": case(3), "1 cluster": case(1)}
+
+
+def _normalised(log_p, grid):
+    return log_p - logsumexp(log_p, axis=-1, keepdims=True) - jnp.log(grid[1] - grid[0])
+
+
+def _divided_densities(log_p, old, new, grid):
+    return _normalised(log_p - jnp.exp(old)[None, :] + jnp.exp(new), grid)
+
+
+_PRIOR = Spec(
+    id="01.6",
+    name="change_prior",
+    cases=_prior_cases,
+    atol=2e-3,
+    rtol=2e-5,
+    insight="What is divided out must have been there: where the training prior is zero, nothing "
+    "can be recovered.",
+    suspects=(
+        Suspect(
+            "multiplied",
+            lambda p, old, new, grid: _normalised(p + old[None, :] + new, grid),
+            "The old prior is multiplied in, not divided out.",
+            "It now counts twice, and the new one on top.",
+            "Subtract `log_old_prior`.",
+        ),
+        Suspect(
+            "swapped",
+            lambda p, old, new, grid: _normalised(p + old[None, :] - new, grid),
+            "The priors are swapped: the new one is divided out.",
+            "The network was trained under the old prior, so that one is in its answer.",
+            "Subtract the old, add the new.",
+        ),
+        Suspect(
+            "old_kept",
+            lambda p, old, new, grid: _normalised(p + new, grid),
+            "The old prior is still in.",
+            "The result belongs to the product of two priors, which nobody believes in.",
+            "Subtract `log_old_prior` as well.",
+        ),
+        Suspect(
+            "new_missing",
+            lambda p, old, new, grid: _normalised(p - old[None, :], grid),
+            "The new prior is missing.",
+            "This is the likelihood, normalised over the grid: the posterior under a flat prior.",
+            "Add `log_new_prior`.",
+        ),
+        Suspect(
+            "not_normalised",
+            lambda p, old, new, grid: p - old[None, :] + new,
+            "The result is not normalised.",
+            "A density that does not integrate to one has no meaning in nats.",
+            "Subtract the logarithm of its integral over the grid, row by row.",
+        ),
+        Suspect(
+            "step_missing",
+            lambda p, old, new, grid: (
+                p - old[None, :] + new - logsumexp(p - old[None, :] + new, axis=-1, keepdims=True)
+            ),
+            "The values sum to one, but they do not integrate to one: the step of the grid is missing.",
+            "A density has the unit 1/dex; a sum over the grid depends on how fine it is.",
+            "Subtract `jnp.log(grid[1] - grid[0])` too.",
+        ),
+        Suspect(
+            "normalised_over_batch",
+            lambda p, old, new, grid: (
+                p - old[None, :] + new - logsumexp(p - old[None, :] + new) - jnp.log(grid[1] - grid[0])
+            ),
+            "The normalisation runs over all clusters together.",
+            "Each cluster has a posterior of its own, which must integrate to one.",
+            "Use `axis=-1, keepdims=True`.",
+        ),
+        Suspect(
+            "densities_for_logs",
+            _divided_densities,
+            "You took `exp` of the priors before adding them to a logarithm.",
+            "A product of densities is a sum of logarithms: all three terms must be logarithms.",
+            "Leave the priors as they come: they are logarithms.",
+        ),
+        Suspect(
+            "density_returned",
+            lambda p, old, new, grid: jnp.exp(_normalised(p - old[None, :] + new, grid)),
+            "You return the density, not its logarithm.",
+            "The next cells take `exp` of it.",
+            "Leave out the last `jnp.exp`.",
+        ),
+    ),
+)
+
+# --- 01.7 coverage ---------------------------------------------------------------------------
+
+
+def _coverage_cases(rng):
+    def case(n, level, power):
+        pit = rng.uniform(size=n) ** power
+        # No value within rounding of an end of the interval: < and <= must agree.
+        ends = np.array([0.5 - level / 2, 0.5 + level / 2])
+        near = np.abs(pit[:, None] - ends[None, :]).min(axis=1) < 1e-4
+        return jnp.float32(np.where(near, 0.5, pit)), level
+
+    return {
+        "uniform, 68 %": case(500, 0.68, 1.0),
+        "tilted, 95 %": case(300, 0.95, 1.6),
+        "tilted, 50 %": case(400, 0.5, 0.6),
+    }
+
+
+_COVERAGE = Spec(
+    id="01.7",
+    name="coverage",
+    cases=_coverage_cases,
+    atol=1e-5,
+    insight="Of 20,000 clusters the fraction is known to 0.3 points: more than enough to tell 68 % "
+    "from 66 %.",
+    suspects=(
+        Suspect(
+            "one_sided",
+            lambda u, level: jnp.mean(u <= level),
+            "You counted the values below the level: an interval that starts at zero.",
+            "It does not see posteriors that are shifted upwards.",
+            "Leave (1 - level)/2 on either side.",
+        ),
+        Suspect(
+            "half_width",
+            lambda u, level: jnp.mean(jnp.abs(u - 0.5) <= level),
+            "The interval reaches the full level to either side.",
+            "It is twice as wide as it should be, and covers almost everything.",
+            "Compare with `level / 2`.",
+        ),
+        Suspect(
+            "outside",
+            lambda u, level: jnp.mean(jnp.abs(u - 0.5) > level / 2),
+            "You counted the clusters outside of the interval.",
+            "Coverage is the fraction inside.",
+            "Turn the comparison around.",
+        ),
+        Suspect(
+            "count",
+            lambda u, level: jnp.sum(jnp.abs(u - 0.5) <= level / 2),
+            "This is a number of clusters, not a fraction.",
+            "Only a fraction can be compared with the level.",
+            "Use `jnp.mean`.",
+        ),
+        Suspect(
+            "tails_of_level",
+            lambda u, level: jnp.mean((u >= 1 - level) & (u <= level)),
+            "The ends are 1 - level and level, which hold 2 level - 1.",
+            "A 68 % interval leaves 16 % on either side, not 32 %.",
+            "Use the ends (1 - level)/2 and (1 + level)/2.",
+        ),
+        Suspect(
+            "upper_end_only",
+            lambda u, level: jnp.mean(u <= 0.5 + level / 2),
+            "Only the upper end of the interval is tested.",
+            "Masses below the interval count as covered.",
+            "Test both ends: `jnp.abs(pit - 0.5) <= level / 2`.",
+        ),
+        Suspect(
+            "mean_distance",
+            lambda u, level: jnp.mean(jnp.abs(u - 0.5)),
+            "You averaged the distance from one half, without comparing it with the level.",
+            "Coverage counts clusters.",
+            "Compare with `level / 2`, then take the mean.",
+        ),
+    ),
+)
+
+SPECS = (_M_SIGMA, _MSE, _MIXTURE, _NLL, _SUMMARISE, _PRIOR, _COVERAGE)

@@ -1,0 +1,58 @@
+"""What a student calls: `check` an exercise, get a `hint` or the `solution`, see the `progress`."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from dlcourse_utils import lessons
+
+from . import engine, report
+from . import progress as _progress
+
+__all__ = ["check", "hint", "progress", "solution"]
+
+
+def check(id: str, answer: Any) -> Any:
+    """Say whether ``answer`` solves exercise ``id``, and return the object to go on with.
+
+    That is ``answer`` itself, right or wrong, so that its effect is seen; only an exercise not yet
+    started is replaced by the reference, so that the notebook runs to its end.
+    Raises CourseError for an exercise that does not exist.
+    """
+    spec = engine.find(id)
+    found = engine.judge(spec, answer)
+    report.show(f"Exercise {id}", found)
+    _progress.record(id, found.outcome, found.diagnosis)
+    if found.outcome == engine.NOT_STARTED:
+        return engine.namespace(id.split(".")[0])[spec.name]
+    return answer
+
+
+def hint(id: str, number: int = 1) -> None:
+    """Show a hint of exercise ``id``: the first, or the one of that ``number``."""
+    task = lessons.exercise(lessons.load(str(id)), id)
+    number = min(max(int(number), 1), len(task.hints))
+    more = "" if number == len(task.hints) else f'\n\nThe next one: hint("{id}", {number + 1})'
+    text = f"Hint {number} of {len(task.hints)}: {task.hints[number - 1]}{more}"
+    report.show_both(text, f"<p>{html.escape(text)}</p>".replace("\n\n", "<br>"))
+
+
+def solution(id: str) -> None:
+    """Show the solved code of exercise ``id``."""
+    code = lessons.solution_text(id)
+    report.show_both(code, f"<pre>{html.escape(code)}</pre>")
+
+
+def progress() -> None:
+    """Show where each exercise stands, from the local record of this machine."""
+    rows = _progress.table()
+    done = sum(state == "right" for _, _, state, _ in rows)
+    marks = {"right": "✓", "not started": "○"}
+    lines = [
+        f"{marks.get(state, '✗')} {id}  {title} · {state}"
+        + (f" · {tries} checks" if tries else "")
+        for id, title, state, tries in rows
+    ]
+    text = "\n".join([f"{done} of {len(rows)} exercises right", *lines])
+    report.show_both(text, f"<pre>{html.escape(text)}</pre>")

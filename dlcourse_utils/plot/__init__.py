@@ -1,0 +1,69 @@
+"""What the figures of all lessons share: colours by meaning, and the pictures of calibration.
+
+The same colour means the same thing through a lesson; each also has its own line style, so that a
+figure reads in grey. A lesson's own figures are in the module of its subject in this package.
+"""
+
+from __future__ import annotations
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from dlcourse_utils import diagnostics
+
+# Okabe-Ito colours, told apart with all common forms of colour blindness.
+MODEL, TRUTH, CLASSICAL, SECOND = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+DATA, FAINT = "#555555", "#BBBBBB"
+
+
+def label_line(ax: Axes, x: float, y: float, text: str, colour: str, **style) -> None:
+    """Write a label beside a line, in its colour."""
+    ax.text(x, y, text, color=colour, fontsize=10, **style)
+
+
+def binned_mean(x, y, edges) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centres, mean of y and its standard error in bins of x; bins of fewer than 10 are left out."""
+    x, y = np.asarray(x), np.asarray(y)
+    which = np.digitize(x, edges) - 1
+    rows = []
+    for k in range(len(edges) - 1):
+        inside = y[which == k]
+        if len(inside) >= 10:
+            error = inside.std(ddof=1) / np.sqrt(len(inside))
+            rows.append((0.5 * (edges[k] + edges[k + 1]), inside.mean(), error))
+    centres, means, errors = np.array(rows).T
+    return centres, means, errors
+
+
+def pit_histogram(ax: Axes, pit: dict[str, tuple[jax.Array, str, str]], bins: int = 20) -> None:
+    """Histograms of PIT values with the 95 % band of a calibrated posterior.
+
+    ``pit`` maps a label to (values, colour, line style).
+    """
+    n = min(len(values) for values, _, _ in pit.values())
+    low, high = diagnostics.binomial_band(1.0 / bins, n)
+    ax.axhspan(low * bins, high * bins, color=FAINT, alpha=0.5, lw=0)
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    for label, (values, colour, line) in pit.items():
+        heights = diagnostics.pit_histogram(values, bins)
+        ax.stairs(heights, edges, color=colour, lw=1.8, ls=line, label=label)
+    ax.set(
+        xlim=(0, 1),
+        xlabel="posterior probability below the truth (PIT)",
+        ylabel="density (1 if calibrated)",
+    )
+    ax.set_ylim(bottom=0)
+
+
+def training_curve(history, floor: float | None = None, floor_label: str = "") -> None:
+    """Training and held-out loss against the step, above a floor where one is known."""
+    _, ax = plt.subplots()
+    ax.plot(history.step, history.train, color=DATA, ls=":", label="training batches")
+    ax.plot(history.step, history.held_out, color=MODEL, label="held-out")
+    if floor is not None:
+        ax.axhline(floor, color=TRUTH, ls="--", label=floor_label)
+    ax.set(xlabel="training step", ylabel="mean negative log-likelihood [nats]")
+    ax.legend()
+    return ax

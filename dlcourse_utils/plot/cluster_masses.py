@@ -1,0 +1,298 @@
+"""The figures of lesson 01, cluster masses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import stats
+
+from dlcourse_utils import exact
+from dlcourse_utils.datasets.clusters import TRAIN_HIGH, TRAIN_LOW, Clusters
+from dlcourse_utils.datasets.splus import SplusClusters
+from dlcourse_utils.plot import (
+    CLASSICAL,
+    DATA,
+    FAINT,
+    MODEL,
+    SECOND,
+    TRUTH,
+    binned_mean,
+    pit_histogram,
+    training_curve,
+)
+from dlcourse_utils.train import History
+
+MASS = r"mass $m = \log_{10}(M_{200}/M_\odot)$ [dex]"
+PER_DEX = "density [1/dex]"
+
+
+def pick_two_peaked(log_p: jax.Array, sample: Clusters) -> int:
+    """Index of the cluster with the deepest valley among those well inside the training masses."""
+    inside = (sample.log_mass > 13.8) & (sample.log_mass < 14.6)
+    return int(jnp.argmax(jnp.where(inside & sample.superposed, exact.valley(log_p), 0.0)))
+
+
+def _mark_truth(ax, mass: float) -> None:
+    ax.axvline(mass, color="black", lw=1.2, ls=(0, (4, 2)))
+
+
+def _zoom(ax, grid, *log_ps) -> None:
+    """Limit the axis to where some density is above 0.5 % of its peak."""
+    seen = np.zeros(len(grid), bool)
+    for log_p in log_ps:
+        seen |= np.asarray(log_p) > float(jnp.max(log_p)) + np.log(0.005)
+    grid = np.asarray(grid)
+    ax.set_xlim(grid[seen][0] - 0.05, grid[seen][-1] + 0.05)
+
+
+def claim(grid, exact_log_p, train: Clusters, test: Clusters, index: int) -> None:
+    """One cluster: the classical answer, the exact posterior, the truth."""
+    slope, intercept = np.polyfit(train.features[:, 1], train.log_mass, 1)
+    scatter = np.std(train.log_mass - slope * train.features[:, 1] - intercept)
+    answer = float(slope * test.features[index, 1] + intercept)
+    truth = float(test.log_mass[index])
+    p = np.exp(exact_log_p[index])
+    _, ax = plt.subplots(figsize=(7, 3.8))
+    ax.fill_between(grid, p, color=TRUTH, alpha=0.25, lw=0)
+    ax.plot(grid, p, color=TRUTH)
+    ax.errorbar(answer, 0.45 * p.max(), xerr=scatter, fmt="o", color=CLASSICAL, capsize=4, ms=7)
+    ax.text(answer + 0.05, 0.5 * p.max(), "classical answer:\nM–σ relation ± scatter", color=CLASSICAL)
+    _mark_truth(ax, truth)
+    ax.text(truth - 0.02, 1.08 * p.max(), "true mass", ha="right")
+    left = grid[int(np.argmax(p))]
+    ax.text(13.35, 0.6 * p.max(), "exact posterior", color=TRUTH, ha="left")
+    ax.set(xlabel=MASS, ylabel=PER_DEX, ylim=(0, 1.2 * p.max()))
+    ax.set_xlim(min(13.3, left - 0.6), max(15.3, answer + scatter + 0.35))
+    ax.set_title("One number cannot say what is known of this cluster")
+
+
+def data(train: Clusters, slope, intercept, scatter) -> None:
+    """Mass against dispersion and richness, and the residuals of the M-sigma line."""
+    few = slice(0, 4000)
+    kinds = ((~train.superposed, DATA, "o", "one structure"), (train.superposed, TRUTH, "^", "two in line"))
+    _, axes = plt.subplots(1, 3, figsize=(11, 3.8))
+    for ax, column in ((axes[0], 1), (axes[1], 0)):
+        for which, colour, marker, label in kinds:
+            shown = np.asarray(which[few])
+            ax.plot(
+                10 ** np.asarray(train.features[few, column])[shown],
+                np.asarray(train.log_mass[few])[shown],
+                marker, color=colour, ms=2, alpha=0.5, label=label, ls="none", rasterized=True,
+            )
+        ax.set(xscale="log", ylim=(12.9, 15.5))
+    line = np.array([2.0, 3.4])
+    axes[0].plot(10**line, slope * line + intercept, color=CLASSICAL, ls="-")
+    axes[0].fill_between(
+        10**line, slope * line + intercept - scatter, slope * line + intercept + scatter,
+        color=CLASSICAL, alpha=0.15, lw=0,
+    )
+    axes[0].set(xlabel=r"velocity dispersion σ [km/s]", ylabel=MASS, xlim=(60, 3000))
+    axes[0].set_title(f"M–σ relation: scatter {scatter:.2f} dex", fontsize=11)
+    axes[1].set(xlabel=r"richness (members with $M_r<-20$)", xlim=(0.7, 800))
+    axes[1].set_title("The richness helps", fontsize=11)
+    axes[1].legend(markerscale=4, loc="lower right", handletextpad=0.2)
+    residual = slope * train.features[:, 1] + intercept - train.log_mass
+    edges = np.linspace(-1.2, 1.4, 80)
+    for which, colour, _, label in kinds:
+        axes[2].hist(
+            np.asarray(residual)[np.asarray(which)], edges, color=colour, alpha=0.8, label=label,
+            histtype="stepfilled" if colour == DATA else "step", lw=1.8,
+        )
+    axes[2].set(xlabel="line minus true mass [dex]", ylabel="training clusters")
+    axes[2].set_title("Two in line look too heavy", fontsize=11)
+
+
+def flattening(log_mass, prediction, exact_mean) -> None:
+    """Mean error against the true mass, and against the predicted mass."""
+    edges = np.linspace(12.9, 15.5, 27)
+    _, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
+    for ax, by_truth in ((axes[0], True), (axes[1], False)):
+        for guess, colour, style, label in (
+            (exact_mean, TRUTH, "--", "exact posterior mean"),
+            (prediction, MODEL, "-", "network"),
+        ):
+            x, y, error = binned_mean(log_mass if by_truth else guess, guess - log_mass, edges)
+            ax.errorbar(x, y, error, color=colour, ls=style, label=label, marker="o" if style == "-" else "", ms=3)
+        ax.axhline(0.0, color="black", lw=0.8, ls="-")
+    axes[0].set(xlabel=f"true {MASS}", ylabel="mean of prediction − truth [dex]")
+    axes[0].set_title("By true mass: flattened at both ends", fontsize=11)
+    axes[1].set(xlabel="predicted mass [dex]")
+    axes[1].set_title("By predicted mass: no error", fontsize=11)
+    axes[0].legend()
+
+
+def losses(mse_prediction, mae_prediction, exact_mean, exact_median, exact_std) -> None:
+    """Distance of both point networks to the exact mean and to the exact median."""
+    unit = float(exact_std.mean())
+    # Mean and median differ where the posterior is skewed: only there can the two be told apart.
+    skewed = np.asarray(jnp.abs(exact_mean - exact_median) > 0.15 * unit)
+    edges = np.linspace(-0.6, 0.6, 61)
+    _, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
+    for ax, target, name in ((axes[0], exact_mean, "mean"), (axes[1], exact_median, "median")):
+        for guess, colour, style, label in (
+            (mse_prediction, MODEL, "-", "squared error"),
+            (mae_prediction, SECOND, "--", "absolute error"),
+        ):
+            difference = np.asarray((guess - target) / unit)[skewed]
+            ax.hist(
+                difference, edges, density=True, histtype="step", color=colour, ls=style, lw=1.8,
+                label=f"{label}: rms {np.sqrt(np.mean(difference**2)):.2f}",
+            )
+        ax.set(xlabel=f"network − exact {name} [posterior σ]")
+        ax.legend(loc="upper left", fontsize=9)
+    axes[0].set(ylabel="density", ylim=(0, axes[0].get_ylim()[1] * 1.25))
+    axes[0].set_title("Squared error learns the mean ...", fontsize=11)
+    axes[1].set_title("... absolute error the median", fontsize=11)
+
+
+def training(history: History, floor: float) -> None:
+    """The loss falls to the entropy of the exact posterior."""
+    ax = training_curve(history, float(floor), "entropy of the exact posterior: the floor")
+    ax.set_title("The loss stops at what the data leave unknown")
+    ax.set_ylim(float(floor) - 0.03, float(floor) + 0.35)
+
+
+def summaries(grid, log_q, values: dict, log_mass, index: int) -> None:
+    """Mean, median, mode and the central interval of one two-peaked posterior."""
+    p = np.exp(log_q[index])
+    one = {name: float(column[index]) for name, column in values.items()}
+    _, ax = plt.subplots(figsize=(7, 3.8))
+    ax.plot(grid, p, color=MODEL)
+    inside = np.asarray((grid >= one["low"]) & (grid <= one["high"]))
+    ax.fill_between(grid, p, where=inside, color=MODEL, alpha=0.2, lw=0)
+    ax.text(0.5 * (one["low"] + one["high"]), 0.12 * p.max(), "68 %", color=MODEL, ha="center")
+    for k, (name, style) in enumerate((("mode", ":"), ("median", "-."), ("mean", "--"))):
+        ax.axvline(one[name], color=DATA, ls=style, lw=1.4, ymax=0.98 - 0.09 * k)
+        ax.text(one[name] + 0.015, (1.19 - 0.11 * k) * p.max(), name, color=DATA)
+    ax.plot([one["mean"] - one["std"], one["mean"] + one["std"]], [0.03 * p.max()] * 2, color=DATA, lw=3)
+    ax.text(one["mean"] + one["std"] + 0.02, 0.02 * p.max(), "mean ± std", color=DATA, fontsize=9)
+    _zoom(ax, grid, log_q[index])
+    ax.set(xlabel=MASS, ylabel=PER_DEX, ylim=(0, 1.27 * p.max()))
+    ax.set_title("Mean, median and mode of a posterior with two peaks")
+
+
+def prior_change(grid, before, after, exact_log_p, log_mass) -> None:
+    """Three clusters under the training prior and under the mass function."""
+    order = np.argsort(np.asarray(exact.valley(before)))[::-1]
+    heavy = np.argsort(np.asarray(exact.mean_and_std(exact_log_p, grid)[0]))
+    chosen = (order[0], heavy[len(heavy) // 2], heavy[-20])
+    names = ("two peaks", "a typical cluster", "one of the heaviest")
+    _, axes = plt.subplots(1, 3, figsize=(11, 3.5))
+    for ax, index, name in zip(axes, chosen, names, strict=True):
+        ax.plot(grid, np.exp(before[index]), color=SECOND, ls=":", label="network, training prior")
+        ax.plot(grid, np.exp(exact_log_p[index]), color=TRUTH, lw=4, alpha=0.4, ls="-", label="exact, mass function")
+        ax.plot(grid, np.exp(after[index]), color=MODEL, ls="-", label="network, mass function")
+        _mark_truth(ax, float(log_mass[index]))
+        _zoom(ax, grid, before[index], exact_log_p[index])
+        ax.set(xlabel="mass [dex]")
+        ax.set_ylim(bottom=0)
+        ax.set_title(name, fontsize=11)
+    axes[0].set(ylabel=PER_DEX)
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def edges(log_mass, truth: dict, trained: dict, divided: dict) -> None:
+    """Posterior mean and interval against true mass, far beyond the training masses."""
+    mass = np.asarray(log_mass).reshape(-1, 200)
+    _, ax = plt.subplots(figsize=(7.5, 4.6))
+    ax.axvspan(TRAIN_LOW, TRAIN_HIGH, color=FAINT, alpha=0.35, lw=0)
+    ax.text(0.5 * (TRAIN_LOW + TRAIN_HIGH), 12.15, "masses in training", ha="center", color=DATA)
+    ax.plot(mass[:, 0], mass[:, 0], color="black", lw=0.8, ls="-")
+    for values, colour, style, label in (
+        (truth, TRUTH, "--", "exact, flat prior"),
+        (trained, SECOND, ":", "network, training prior"),
+        (divided, MODEL, "-", "network, prior divided out"),
+    ):
+        mean, low, high = (
+            np.asarray(values[k]).reshape(mass.shape).mean(axis=1) for k in ("mean", "low", "high")
+        )
+        ax.plot(mass[:, 0], mean, color=colour, ls=style, label=label)
+        ax.fill_between(mass[:, 0], low, high, color=colour, alpha=0.15, lw=0)
+    ax.set(xlabel=f"true {MASS}", ylabel="posterior mean and 68 % interval [dex]", ylim=(12, 17))
+    ax.legend(loc="upper left")
+    ax.set_title("Beyond the training masses the network answers, wrongly")
+
+
+def eight_clusters(grid, log_q, exact_log_p, test: Clusters, index: int) -> None:
+    """Network and exact posterior of eight clusters, the two-peaked one first."""
+    masses = np.asarray(test.log_mass[:2000])
+    chosen = [index] + [int(np.argmin(np.abs(masses - m))) for m in np.linspace(13.4, 15.2, 7)]
+    figure, axes = plt.subplots(2, 4, figsize=(11, 4.8))
+    for ax, k in zip(axes.flat, chosen, strict=True):
+        ax.plot(grid, np.exp(exact_log_p[k]), color=TRUTH, lw=4.5, alpha=0.4, ls="-", label="exact posterior")
+        ax.plot(grid, np.exp(log_q[k]), color=MODEL, ls="-", lw=1.4, label="network")
+        _mark_truth(ax, float(test.log_mass[k]))
+        _zoom(ax, grid, exact_log_p[k], log_q[k])
+        ax.set_ylim(bottom=0)
+        ax.set_yticks([])
+        sigma, richness, n = (10 ** float(test.features[k, c]) for c in (1, 0, 2))
+        ax.set_title(f"σ {sigma:.0f} km/s, {richness:.0f} gal., n {n:.0f}", fontsize=9)
+    figure.supxlabel(MASS, fontsize=11)
+    figure.supylabel("density", fontsize=11)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+
+
+def calibration(pit_mdn, pit_exact, coverage: Callable) -> None:
+    """PIT histograms, and coverage minus level against level."""
+    _, axes = plt.subplots(1, 2, figsize=(10, 3.8))
+    pit = {"network": (pit_mdn, MODEL, "-"), "exact": (pit_exact, TRUTH, "--")}
+    pit_histogram(axes[0], pit)
+    axes[0].set_ylim(0.7, 1.3)
+    axes[0].legend(loc="upper right", ncols=2)
+    axes[0].set_title("PIT: flat within the 95 % band", fontsize=11)
+    levels = np.linspace(0.02, 0.98, 49)
+    error = np.sqrt(levels * (1 - levels) / len(pit_mdn))
+    axes[1].fill_between(levels, -200 * error, 200 * error, color=FAINT, alpha=0.5, lw=0)
+    for label, (values, colour, style) in pit.items():
+        excess = [100 * (float(coverage(values, level)) - level) for level in levels]
+        axes[1].plot(levels, excess, color=colour, ls=style, label=label)
+    for level in (0.5, 0.68, 0.95):
+        axes[1].axvline(level, color=DATA, lw=0.8, ls=":")
+    axes[1].set(xlabel="level of the central interval", ylabel="coverage − level [points]", ylim=(-2.5, 2.5))
+    axes[1].set_title("Coverage: within two standard errors", fontsize=11)
+
+
+def real_clusters(real: SplusClusters, inside, values: dict) -> None:
+    """Predicted against virial mass of the real clusters, and the pulls."""
+    virial = real.log_mass[inside]
+    virial_error = 0.5 * (real.log_mass_low + real.log_mass_high)[inside]
+    mean, std = np.asarray(values["mean"]), np.asarray(values["std"])
+    difference = mean - virial
+    pull = difference / np.hypot(std, virial_error)
+    _, axes = plt.subplots(1, 2, figsize=(10, 4.2))
+    axes[0].errorbar(
+        virial, mean, yerr=[mean - values["low"], values["high"] - mean],
+        xerr=[real.log_mass_low[inside], real.log_mass_high[inside]],
+        fmt="o", color=MODEL, ms=4, lw=0.8, alpha=0.8,
+    )
+    ends = np.array([12.9, 14.9])
+    axes[0].plot(ends, ends, color="black", lw=0.8, ls="-")
+    axes[0].set(xlabel="virial mass of the catalogue [dex]", ylabel="network: mean and 68 % interval [dex]")
+    axes[0].set_title(
+        f"{len(virial)} clusters: offset {difference.mean():+.2f}, scatter {difference.std():.2f} dex",
+        fontsize=11,
+    )
+    edges = np.linspace(-4, 4, 25)
+    axes[1].hist(np.clip(pull, -4, 4), edges, density=True, color=MODEL, alpha=0.4, lw=0)
+    axes[1].plot(np.linspace(-4, 4, 200), stats.norm.pdf(np.linspace(-4, 4, 200)), color=DATA, ls="--")
+    axes[1].text(1.5, 0.3, "standard normal", color=DATA)
+    axes[1].set(xlabel="(network − virial) / joint error", ylabel="density")
+    axes[1].set_title(f"Pulls: mean {pull.mean():+.2f}, std {pull.std():.2f}", fontsize=11)
+
+
+def other_sky(pit_own, pit_other) -> None:
+    """PIT histograms on the simulator's own clusters and on those of another sky."""
+    _, ax = plt.subplots(figsize=(7, 3.8))
+    pit_histogram(
+        ax,
+        {
+            "the simulator's own clusters": (pit_own, MODEL, "-"),
+            "twice as many in line": (pit_other, SECOND, "--"),
+        },
+    )
+    ax.legend()
+    ax.set_title("The same network under another sky is no longer calibrated")

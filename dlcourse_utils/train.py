@@ -1,0 +1,168 @@
+"""One training loop for every lesson: a jitted step, a held-out loss, a history.
+
+`fit` knows nothing of the model: the loss is a function of the parameters and of a batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from IPython.core.getipython import get_ipython
+from IPython.display import display
+
+from dlcourse_utils.errors import CourseError
+
+Params = Any
+Loss = Callable[..., jax.Array]
+
+
+class FitError(CourseError):
+    """Training cannot start or cannot go on."""
+
+
+class History(NamedTuple):
+    """What `fit` measured: at ``step`` (k,) the mean training loss since the last report and the
+    loss of the held-out data (NaN where there is none), both (k,)."""
+
+    step: np.ndarray
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+class FitResult(NamedTuple):
+    """Trained parameters and the history of the training."""
+
+    params: Params
+    history: History
+
+
+def fit(
+    loss: Loss,
+    params: Params,
+    data: tuple[jax.Array, ...],
+    *,
+    key: jax.Array,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    batch_size: int = 512,
+    held_out: tuple[jax.Array, ...] | None = None,
+    reports: int = 40,
+    patience: int | None = None,
+    label: str = "fit",
+) -> FitResult:
+    """Minimise ``loss(params, *batch)``, a scalar, by ``steps`` steps of ``optimizer``.
+
+    ``data`` is a tuple of arrays with the same leading length; a batch draws ``batch_size`` rows of
+    each, with replacement. ``held_out``, a tuple of the same kind, is evaluated at each of the
+    ``reports`` reports; with ``patience`` training stops after that many reports without a better
+    held-out loss and returns the best parameters.
+
+    Raises `FitError` if the data do not fit together or the loss stops being a finite number.
+    """
+    _check_data(data, "data", len(data))
+    if held_out is not None:
+        _check_data(held_out, "held_out", len(data))
+    elif patience is not None:
+        raise FitError("`patience` needs `held_out` data: pass some, or leave patience out.")
+    every = max(1, steps // reports)
+
+    # The first step donates its arguments: work on a copy, the caller's parameters stay valid.
+    params = jax.tree.map(jnp.array, params)
+    opt_state = jax.jit(optimizer.init)(params)
+
+    @partial(jax.jit, donate_argnums=(0, 1, 2))
+    def train_step(params, opt_state, total, index, data):
+        rows = jax.random.randint(
+            jax.random.fold_in(key, index), (batch_size,), 0, data[0].shape[0]
+        )
+        value, grads = jax.value_and_grad(loss)(params, *(array[rows] for array in data))
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, total + value
+
+    held_out_loss = jax.jit(loss)
+    line = _Line(label, steps)
+    history: list[tuple[int, float, float]] = []
+    best, best_params, waited = np.inf, params, 0
+    total = jnp.zeros(())
+    for index in range(steps):
+        params, opt_state, total = train_step(params, opt_state, total, np.int32(index), data)
+        done = index + 1
+        if done % every and done != steps:
+            continue
+        # The only place where the host waits for the device.
+        since = done - (history[-1][0] if history else 0)
+        train_loss = float(total) / since
+        total = jnp.zeros(())
+        test_loss = float(held_out_loss(params, *held_out)) if held_out is not None else np.nan
+        if not np.isfinite(train_loss) or np.isinf(test_loss):
+            raise FitError(
+                f"The loss of {label} is {train_loss:.3g} at step {done}: it has left the finite "
+                "numbers. Check the sign of the loss and the scales of the model, then try a "
+                "smaller learning rate."
+            )
+        history.append((done, train_loss, test_loss))
+        line.update(done, train_loss, test_loss)
+        if patience is not None:
+            if test_loss < best:
+                best, best_params, waited = test_loss, jax.tree.map(jnp.array, params), 0
+            else:
+                waited += 1
+                if waited >= patience:
+                    break
+    line.close()
+    step, train, test = (np.array(column) for column in zip(*history, strict=True))
+    return FitResult(
+        best_params if patience is not None else params, History(step, train, test)
+    )
+
+
+def _check_data(data: tuple[jax.Array, ...], name: str, count: int) -> None:
+    if not isinstance(data, tuple) or not data or len(data) != count:
+        raise FitError(f"`{name}` must be a tuple of {count} array(s), such as (x, y).")
+    lengths = {array.shape[0] for array in data}
+    if len(lengths) != 1 or 0 in lengths:
+        shapes = ", ".join(str(array.shape) for array in data)
+        raise FitError(f"The arrays of `{name}` need one common, non-zero length; got {shapes}.")
+    for array in data:
+        if jnp.issubdtype(array.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(array))):
+            raise FitError(f"`{name}` holds NaN or infinite values: remove those rows first.")
+
+
+class _Line:
+    """One line of text, updated in place in a notebook, printed once elsewhere."""
+
+    def __init__(self, label: str, steps: int):
+        self.label, self.steps, self.start = label, steps, time.perf_counter()
+        self.text = f"{label}: compiling"
+        self.handle = display(_Text(self.text), display_id=True) if get_ipython() else None
+
+    def update(self, done: int, train: float, held_out: float) -> None:
+        seconds = time.perf_counter() - self.start
+        tail = "" if np.isnan(held_out) else f" · held-out {held_out:.4f}"
+        self.text = (
+            f"{self.label}: step {done:,} of {self.steps:,} · {seconds:.0f} s"
+            f" · training loss {train:.4f}{tail}"
+        )
+        if self.handle:
+            self.handle.update(_Text(self.text))
+
+    def close(self) -> None:
+        if not self.handle:
+            print(self.text)
+
+
+class _Text:
+    """Text without quotation marks around it."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text

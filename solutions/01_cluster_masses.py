@@ -1,0 +1,704 @@
+# ---
+# title: How heavy is a galaxy cluster?
+# part: Densities
+# summary: Turn what a survey sees of a galaxy cluster into a posterior of its mass, within 0.01 nats of the exact one.
+# minutes: 90
+# objectives:
+#   - say which summary of the posterior each regression loss learns, and show it against the exact answer
+#   - write a mixture density network with flax and TFP, and train it by maximum likelihood
+#   - read the mean, the median, the mode and an interval off a predicted posterior
+#   - divide the training prior out of a network's answer and put another prior in
+#   - test a posterior by its coverage and by its distance to the truth in nats
+# prerequisites:
+#   - Python with NumPy arrays; a first look at jax.numpy and at training a network
+#   - densities, Bayes' theorem, the normal law
+# needs: a CPU is enough; a GPU is used when there is one
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+
+# %% [markdown]
+# # How heavy is a galaxy cluster?
+#
+# A galaxy cluster is weighed by what a survey sees of it: how many galaxies it has, and how fast
+# they move. The classical answer is one number with one error bar. For some clusters that answer is
+# wrong by a factor of three, because two clusters on one line of sight look like a single heavy one.
+#
+# **The claim of this lesson:** a small network, trained for ten seconds on simulations, gives the
+# whole posterior of the mass, two peaks included. It comes within **0.01 nats** of the exact
+# posterior, averaged over 20,000 clusters. You will build it, and you will measure that number.
+
+# %% tags=["context"]
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from tensorflow_probability.substrates import jax as tfp
+
+from dlcourse_utils import diagnostics, env, exact, widgets
+from dlcourse_utils.checks import check, progress
+from dlcourse_utils.datasets import clusters, splus
+from dlcourse_utils.errors import CourseError
+from dlcourse_utils.plot import cluster_masses as figures
+from dlcourse_utils.train import fit
+from dlcourse_utils.verdicts import verdict
+
+tfd = tfp.distributions
+
+# %%
+env.start()
+
+# %% [markdown]
+# ## 1 · The data, and one number for each cluster
+#
+# Throughout, $m = \log_{10}(M_{200}/M_\odot)$ is the mass of a cluster, in dex: 0.1 dex is 26 %,
+# 0.3 dex is a factor of two. $M_{200}$ is the mass inside the radius $R_{200}$, within which the mean
+# density is 200 times the critical one.
+#
+# No survey measures $m$. It measures four features $x$:
+#
+# | feature | meaning | unit |
+# |---|---|---|
+# | `log_richness` | log10 of the number of member galaxies with $M_r < -20$ inside $R_{200}$ | dex |
+# | `log_sigma` | log10 of the velocity dispersion of the galaxies along the line of sight | log10 km/s |
+# | `log_n` | log10 of the number of galaxies whose velocity was measured | dex |
+# | `z` | redshift | none |
+#
+# The simulator draws a mass, then what is seen of it, from published relations:
+# $\sigma = 1177\ \mathrm{km/s}\,[h(z)\,M_{200}/10^{15} M_\odot]^{0.364}$ for the dispersion
+# (Munari et al. 2013) and $N = 19\,(M_{200}/10^{14} M_\odot)^{0.92}$ for the richness (the slope of
+# Popesso et al. 2007). Both scatter, together, and the measured dispersion is that of the few galaxies
+# with a velocity. One system in five is two structures on one line of sight: too rich, and too fast.
+#
+# Masses are drawn flat in $m$ between 13.2 and 15.2, with soft edges. That is a choice of ours and
+# not a fact of nature. Remember it.
+
+# %%
+train_key, test_key, survey_key = jax.random.split(jax.random.key(1), 3)
+train = clusters.simulate(train_key, 400_000)
+test = clusters.simulate(test_key, 20_000)
+
+
+# The simulator's likelihood is known: Bayes' theorem gives the exact posterior on a grid of masses.
+def log_joint(x, m):
+    return clusters.log_likelihood(x, m) + clusters.log_training_prior(m)
+
+
+grid = jnp.linspace(12.4, 16.0, 301)
+exact_log_p = exact.tabulate(log_joint, test.features, grid)
+
+# %% alt="The exact posterior of one cluster has two peaks; the mass and error bar of the classical relation lie at the heavier one, the true mass at the lighter one."
+two_peaked = figures.pick_two_peaked(exact_log_p, test)
+figures.claim(grid, exact_log_p, train, test, two_peaked)
+
+# %% [markdown]
+# The curve is the exact posterior $p(m \mid x)$ of one simulated cluster. It has two peaks: one heavy
+# cluster, or two lighter ones in line. One number with one error bar cannot say that.
+#
+# ### The classical answer
+#
+# In logarithms the relation between dispersion and mass is a straight line. Fit it to clusters of
+# known mass, then read off the mass of the next one.
+
+# %% [markdown] exercise="01.1" minutes=8 difficulty=1
+# ### The M–σ relation
+# Fit $\log_{10} M = a \log_{10} \sigma + b$ by least squares, and measure the scatter of the masses
+# around the line: the standard deviation of the residuals, in dex.
+#
+# Hint: `jnp.polyfit(u, v, 1)` returns the slope and the intercept of the line $v = a u + b$.
+#
+# Hint: A residual is $\log_{10} M - (a \log_{10} \sigma + b)$. The scatter is `jnp.std` of all of them.
+
+# %% exercise="01.1"
+def fit_m_sigma(sigma, mass):
+    """Least-squares line of log10 mass on log10 sigma.
+
+    sigma: (n,) in km/s; mass: (n,) in Msun.
+    Returns (slope, intercept, scatter): the scatter of the masses around the line, in dex.
+    """
+    # BEGIN SOLUTION
+    log_sigma, log_mass = jnp.log10(sigma), jnp.log10(mass)
+    slope, intercept = jnp.polyfit(log_sigma, log_mass, 1)
+    scatter = jnp.std(log_mass - (slope * log_sigma + intercept))
+    return slope, intercept, scatter
+    # END SOLUTION
+
+
+# %%
+fit_m_sigma = check("01.1", fit_m_sigma)
+
+# %% alt="Left: mass against velocity dispersion with the fitted line; clusters that are two structures in line lie below it. Middle: mass against richness. Right: histogram of the residuals of the line, with a tail of clusters that look too heavy."
+sigma, mass = 10 ** train.features[:, 1], 10**train.log_mass
+slope, intercept, scatter = fit_m_sigma(sigma, mass)
+print(f"log10 M = {slope:.2f} log10 sigma {intercept:+.2f}, scatter {scatter:.3f} dex")
+figures.data(train, slope, intercept, scatter)
+
+# %% [markdown]
+# The line has a scatter of almost 0.3 dex: a factor of two. The structures in line (orange) sit below
+# it: they look heavier than they are. The richness helps to tell, and the number of velocities says
+# how far to trust the dispersion. A network can use all four features.
+
+# %% [markdown]
+# ## 2 · A network that returns one number
+#
+# The network is a multilayer perceptron with three hidden layers of 64 units. Only its outputs will
+# change in this lesson. Inputs are standardised.
+
+# %%
+x_mean, x_std = train.features.mean(axis=0), train.features.std(axis=0)
+
+
+class MLP(nn.Module):
+    """Features (n, 4) to outputs (n, n_outputs)."""
+
+    n_outputs: int
+
+    @nn.compact
+    def __call__(self, x):
+        h = (x - x_mean) / x_std
+        for _ in range(3):
+            h = nn.silu(nn.Dense(64)(h))
+        return nn.Dense(self.n_outputs)(h)
+
+
+# %% [markdown] exercise="01.2" minutes=5 difficulty=1
+# ### Mean squared error
+# Write $\frac{1}{n}\sum_i (f_i - m_i)^2$. Mind the shapes: the network returns a column $(n, 1)$,
+# the masses are a vector $(n,)$.
+#
+# Hint: What is the shape of `prediction - target` if one is (n, 1) and the other (n,)? Try it with n = 3.
+#
+# Hint: `prediction[:, 0]` is the column as a vector.
+
+# %% exercise="01.2"
+def mse(prediction, target):
+    """Mean squared error in dex squared; prediction: (n, 1), target: (n,); returns a scalar."""
+    # BEGIN SOLUTION
+    return jnp.mean((prediction[:, 0] - target) ** 2)
+    # END SOLUTION
+
+
+# %%
+mse = check("01.2", mse)
+
+
+# %% [markdown]
+# The mean absolute error needs no exercise. Both networks are trained in the same way: batches of 512
+# clusters, Adam, and a learning rate that falls to zero.
+
+# %%
+def mae(prediction, target):
+    return jnp.mean(jnp.abs(prediction[:, 0] - target))
+
+
+def adam(steps):
+    return optax.adam(optax.cosine_decay_schedule(3e-3, steps))
+
+
+def train_point_network(loss, label, steps=4_000):
+    net = MLP(n_outputs=1)
+    params = net.init(jax.random.key(2), train.features[:1])
+    result = fit(
+        lambda params, x, m: loss(net.apply(params, x), m - train_mean),
+        params,
+        (train.features, train.log_mass),
+        key=jax.random.key(3),
+        optimizer=adam(steps),
+        steps=steps,
+        held_out=(test.features, test.log_mass),
+        label=label,
+    )
+    return net.apply(result.params, test.features)[:, 0] + train_mean
+
+
+train_mean = train.log_mass.mean()
+mse_prediction = train_point_network(mse, "mean squared error")
+mae_prediction = train_point_network(mae, "mean absolute error")
+
+# %% [markdown]
+# ### Why the predictions flatten
+#
+# Plot what the network says against the true mass: light clusters come out too heavy, heavy ones too
+# light. Is the network at fault?
+#
+# Take the loss apart. For a given $x$ the masses are spread as $p(m \mid x)$, and
+#
+# $$\mathbb{E}\big[(f - m)^2 \mid x\big] = \big(f - \mathbb{E}[m \mid x]\big)^2 + \mathrm{Var}[m \mid x].$$
+#
+# The last term does not depend on $f$. So the best network returns the **mean of the posterior**, and
+# the posterior contains the **training prior** $p(m)$:
+#
+# $$f^\star(x) = \mathbb{E}[m \mid x] = \frac{\int m\, p(x \mid m)\, p(m)\, \mathrm{d}m}{\int p(x \mid m)\, p(m)\, \mathrm{d}m}.$$
+#
+# For a Gaussian prior of variance $\tau^2$ around $\mu$, and a measurement $\hat m$ with Gaussian error
+# $s$, this is $f^\star = \mu + \frac{\tau^2}{\tau^2 + s^2}\,(\hat m - \mu)$: pulled towards the middle of
+# the training masses. With our flat prior the pull is felt at the two ends, beyond which the prior says
+# that there is nothing.
+
+# %% alt="Left: the mean error against true mass is positive at the light end and negative at the heavy end, the same for the network and for the exact posterior mean. Right: the mean error against predicted mass is zero for both."
+exact_mean, exact_std = exact.mean_and_std(exact_log_p, grid)
+figures.flattening(test.log_mass, mse_prediction, exact_mean)
+
+# %% [markdown]
+# Left: the exact posterior mean flattens just as the network does, so it is no failure of the training.
+# Right: among clusters with the same *predicted* mass, the true ones average to the prediction. That is
+# all that a posterior mean promises, and only for clusters drawn as the training set was.
+#
+# The absolute error leads to another summary. Its derivative with respect to $f$ is the probability below
+# $f$ minus the probability above it, which is zero at the **median**. Compare each network with the exact
+# summary that it should have learned.
+
+# %% alt="Two panels of histograms of the difference to the exact mean and to the exact median. The network trained with squared error is narrower around the mean, the one trained with absolute error around the median."
+exact_median = exact.quantile(exact_log_p, grid, 0.5)
+figures.losses(mse_prediction, mae_prediction, exact_mean, exact_median, exact_std)
+
+
+# %% tags=["verdict"]
+def rms(values):
+    return float(jnp.sqrt(jnp.mean(values**2)))
+
+
+sigma_unit = float(exact_std.mean())
+distance = rms(mse_prediction - exact_mean) / sigma_unit
+verdict("MSE network to the exact posterior mean, rms", distance, high=0.10, unit="posterior σ")
+distance = rms(mae_prediction - exact_median) / sigma_unit
+verdict("L1 network to the exact posterior median, rms", distance, high=0.12, unit="posterior σ")
+
+# %% [markdown] think=true
+# **Think.** You double the number of training clusters at the heavy end and change nothing else. The
+# likelihood $p(x \mid m)$ is the same. Do the network's predictions for heavy clusters change? Should they?
+#
+# Answer: They rise. The training prior now has more heavy clusters, the posterior mean follows, and the
+# network learns it. Whether it should depends on the sky: a prediction is right for clusters that are drawn as
+# the training set was. Section 5 changes the prior after training, without simulating again.
+
+# %% [markdown]
+# ## 3 · A network that returns a density
+#
+# A **mixture density network** (Bishop 1994) returns the parameters of a density instead of a number:
+#
+# $$q(m \mid x) = \sum_{k=1}^{K} w_k(x)\; \mathcal{N}\big(m;\, \mu_k(x),\, s_k(x)\big).$$
+#
+# The weights must be positive and sum to one, and the scales must be positive. A network's outputs are any
+# real numbers, so the last step turns them into what they must be. The $3K$ outputs are three blocks of $K$,
+# called $a$, $b$ and $c$:
+#
+# $$w = \mathrm{softmax}(a), \qquad \mu = 14.2 + 0.6\, b, \qquad s = 0.01 + 0.6\, \log(1 + e^{c}).$$
+#
+# The constants 14.2 and 0.6 are the middle and the spread of the training masses: an untrained network,
+# whose outputs are near zero, then starts from a sensible density. The 0.01 dex keep a component from
+# collapsing onto a single cluster.
+
+# %% tags=["context"]
+N_COMPONENTS = 6
+MASS_CENTRE, MASS_SCALE = 14.2, 0.6  # dex
+MIN_SCALE = 0.01  # dex
+
+# %% [markdown] exercise="01.3" minutes=12 difficulty=2
+# ### From outputs to a mixture
+# Turn the outputs $(n, 3K)$ into a `tfd.MixtureSameFamily` of $n$ densities: the first $K$ columns are $a$,
+# the next $K$ are $b$, the last $K$ are $c$ of the formulas above.
+#
+# Hint: `a, b, c = jnp.split(outputs, 3, axis=-1)` gives the three blocks.
+#
+# Hint: `tfd.Categorical(logits=a)` applies the softmax over the last axis for you; `nn.softplus(c)` is $\log(1 + e^c)$.
+#
+# Hint: `tfd.MixtureSameFamily(weights, components)` takes the components as one `tfd.Normal(loc, scale)` whose last axis has length $K$.
+
+# %% exercise="01.3"
+def mixture(outputs):
+    """Outputs (n, 3 * N_COMPONENTS) to a tfd.MixtureSameFamily with batch shape (n,); mass in dex."""
+    # BEGIN SOLUTION
+    a, b, c = jnp.split(outputs, 3, axis=-1)
+    loc = MASS_CENTRE + MASS_SCALE * b
+    scale = MIN_SCALE + MASS_SCALE * nn.softplus(c)
+    return tfd.MixtureSameFamily(tfd.Categorical(logits=a), tfd.Normal(loc, scale))
+    # END SOLUTION
+
+
+# %%
+mixture = check("01.3", mixture)
+
+# %% [markdown]
+# ### What the loss measures
+#
+# Train by maximum likelihood: minimise the mean of $-\log q(m_i \mid x_i)$. Over many clusters it tends to
+#
+# $$-\mathbb{E}\big[\log q(m \mid x)\big] = \underbrace{-\mathbb{E}\big[\log p(m \mid x)\big]}_{\text{entropy, the floor}} + \underbrace{\mathbb{E}\big[\log p(m \mid x) - \log q(m \mid x)\big]}_{\text{mean KL divergence, at least } 0}.$$
+#
+# The floor is the uncertainty that the data leave, whatever the method. The rest is the distance from the
+# network to the truth, and it is zero only if $q = p$. Here $p$ is known, so we see how far there is to go.
+
+# %% [markdown] exercise="01.4" minutes=8 difficulty=2
+# ### The loss of a density
+# Write the mean negative log-likelihood of a batch, in nats (natural logarithms).
+#
+# Hint: A TFP distribution has `log_prob(m)`: the natural logarithm of its density.
+#
+# Hint: For batch shape (n,) and masses (n,) it returns (n,), one value for each cluster. Print that shape.
+
+# %% exercise="01.4"
+def nll(density, mass):
+    """Mean negative log-likelihood in nats; density: a TFP distribution of batch (n,); mass: (n,)."""
+    # BEGIN SOLUTION
+    return -jnp.mean(density.log_prob(mass))
+    # END SOLUTION
+
+
+# %%
+nll = check("01.4", nll)
+
+
+# %%
+class MDN(nn.Module):
+    """Features (n, 4) to a density of the mass, one for each cluster."""
+
+    @nn.compact
+    def __call__(self, x):
+        return mixture(MLP(n_outputs=3 * N_COMPONENTS)(x))
+
+
+mdn, steps = MDN(), 6_000
+trained = fit(
+    lambda params, x, m: nll(mdn.apply(params, x), m),
+    mdn.init(jax.random.key(4), train.features[:1]),
+    (train.features, train.log_mass),
+    key=jax.random.key(5),
+    optimizer=adam(steps),
+    steps=steps,
+    held_out=(test.features, test.log_mass),
+    label="mixture density network",
+)
+
+# %% alt="The held-out loss of the mixture density network falls to the entropy of the exact posterior, the floor, within the first seconds."
+floor = -exact.log_prob_at(exact_log_p, grid, test.log_mass).mean()
+figures.training(trained.history, floor)
+
+# %% [markdown]
+# ## 4 · What to read off a posterior
+#
+# A catalogue has room for a few numbers only. Which ones? For a skewed or two-peaked posterior the mean,
+# the median and the mode lie apart, and "± one sigma" is not an interval that holds 68 %.
+
+# %% [markdown] exercise="01.5" minutes=15 difficulty=3
+# ### Summaries of a posterior
+# The posterior is tabulated: `log_p` is its logarithm on an even grid, up to a constant for each cluster.
+# Return its mean, its standard deviation, its median, its mode and the ends of the central 68 % interval.
+#
+# Hint: $p$ is `jnp.exp(log_p)` divided by its integral, which is the sum over the grid times the grid's step.
+#
+# Hint: The cumulative probability is `jnp.cumsum(p, axis=-1) * step`. The median is where it crosses 0.5, the ends of the central 68 % interval where it crosses 0.16 and 0.84.
+#
+# Hint: `jnp.argmax(cdf >= 0.5, axis=-1)` is the index of the first grid point at or past the crossing.
+
+# %% exercise="01.5"
+def summarise(log_p, grid):
+    """Summaries of n posteriors; log_p: (n, g), up to a constant for each row; grid: (g,), even steps.
+
+    Returns a dict of arrays (n,): mean, std, median, mode, low and high (central 68 % interval).
+    """
+    # BEGIN SOLUTION
+    step = grid[1] - grid[0]
+    p = jnp.exp(log_p - log_p.max(axis=-1, keepdims=True))
+    p = p / (p.sum(axis=-1, keepdims=True) * step)
+    mean = (p * grid).sum(axis=-1) * step
+    variance = (p * (grid - mean[:, None]) ** 2).sum(axis=-1) * step
+    cdf = jnp.cumsum(p, axis=-1) * step
+
+    def quantile(level):
+        return grid[jnp.argmax(cdf >= level, axis=-1)]
+
+    return {
+        "mean": mean,
+        "std": jnp.sqrt(variance),
+        "median": quantile(0.5),
+        "mode": grid[jnp.argmax(p, axis=-1)],
+        "low": quantile(0.16),
+        "high": quantile(0.84),
+    }
+    # END SOLUTION
+
+
+# %%
+summarise = check("01.5", summarise)
+
+
+# %% alt="The network's posterior of one cluster with two peaks: mean, median and mode lie apart, and the 68 % interval is wider on one side."
+@jax.jit
+def mdn_log_p(features, grid):
+    """Log posterior (n, g) of the network on a grid of masses."""
+    return mdn.apply(trained.params, features).log_prob(grid[:, None]).T
+
+
+log_q = mdn_log_p(test.features, grid)
+summaries = summarise(log_q, grid)
+figures.summaries(grid, log_q, summaries, test.log_mass, two_peaked)
+
+# %% tags=["verdict"]
+m_sigma = slope * test.features[:, 1] + intercept
+scatter_m_sigma = rms(test.log_mass - m_sigma)
+scatter_mdn = rms(test.log_mass - summaries["mean"])
+scatter_floor = rms(test.log_mass - exact_mean)
+scatter_median = rms(test.log_mass - summaries["median"])
+print("Scatter of the true masses around")
+print(f"  the M–σ relation           {scatter_m_sigma:.4f} dex")
+print(f"  the network's median       {scatter_median:.4f} dex")
+print(f"  the network's mean         {scatter_mdn:.4f} dex")
+print(f"  the exact posterior mean   {scatter_floor:.4f} dex, the floor")
+verdict("scatter of the MDN mean over that of M–σ", scatter_mdn / scatter_m_sigma, high=1.0)
+verdict("scatter of the MDN mean over the floor", scatter_mdn / scatter_floor, high=1.02)
+
+# %% [markdown]
+# ## 5 · Another prior
+#
+# The network's answer belongs to clusters whose masses are flat in $m$. The sky is not like that: light
+# haloes far outnumber heavy ones. Their density at each redshift is the **halo mass function**
+# $p_\mathrm{sky}(m \mid z)$ (Tinker et al. 2008), here above $m = 13.5$.
+#
+# No new training is needed. Bayes' theorem says where the prior sits, $q(m \mid x) \propto p(x \mid m)\, p_\mathrm{train}(m)$, so
+# divide the old prior out and multiply the new one in:
+#
+# $$p_\mathrm{sky}(m \mid x) \propto q(m \mid x)\; \frac{p_\mathrm{sky}(m \mid z)}{p_\mathrm{train}(m)}.$$
+
+# %% [markdown] exercise="01.6" minutes=8 difficulty=2
+# ### Change the prior
+# Write this with logarithms, and normalise the result so that it integrates to one over the grid.
+#
+# Hint: A product of densities is a sum of their logarithms; a quotient is a difference.
+#
+# Hint: To normalise, subtract the logarithm of the integral: `jax.scipy.special.logsumexp(..., axis=-1, keepdims=True)` plus the logarithm of the grid's step.
+
+# %% exercise="01.6"
+def change_prior(log_p, log_old_prior, log_new_prior, grid):
+    """Log posterior under a new prior, normalised; all arguments but grid are logs of densities.
+
+    log_p: (n, g); log_old_prior: (g,); log_new_prior: (n, g); grid: (g,), even steps. Returns (n, g).
+    """
+    # BEGIN SOLUTION
+    log_product = log_p - log_old_prior + log_new_prior
+    log_sum = jax.scipy.special.logsumexp(log_product, axis=-1, keepdims=True)
+    return log_product - log_sum - jnp.log(grid[1] - grid[0])
+    # END SOLUTION
+
+
+# %%
+change_prior = check("01.6", change_prior)
+
+# %% [markdown]
+# Test it on a survey of 20,000 clusters drawn from the mass function. The exact posterior under the new
+# prior is known as well.
+
+# %%
+survey = clusters.simulate(survey_key, 20_000, survey=True)
+survey_grid = jnp.linspace(clusters.SURVEY_LOW, clusters.SURVEY_HIGH, 301)
+
+
+def survey_log_joint(x, m):
+    return clusters.log_likelihood(x, m) + clusters.log_mass_function(m, x[..., 3])
+
+
+survey_exact = exact.tabulate(survey_log_joint, survey.features, survey_grid)
+log_sky = clusters.log_mass_function(survey_grid, survey.features[:, 3:])
+before = mdn_log_p(survey.features, survey_grid)
+after = change_prior(before, clusters.log_training_prior(survey_grid), log_sky, survey_grid)
+
+# %% alt="Three clusters of the survey: the network's posterior under the training prior, the same after the change of prior, which favours the lighter peak, and the exact posterior under the new prior on top of it."
+figures.prior_change(survey_grid, before, after, survey_exact, survey.log_mass)
+
+# %% tags=["verdict"]
+gap = exact.log_prob_at(survey_exact, survey_grid, survey.log_mass) - exact.log_prob_at(
+    after, survey_grid, survey.log_mass
+)
+mean_gap, error = diagnostics.mean_with_error(gap)
+verdict("gap after the change of prior", mean_gap, high=0.02, unit="nats", error=error)
+bias_before = summarise(before, survey_grid)["mean"] - survey.log_mass
+bias_after = summarise(after, survey_grid)["mean"] - survey.log_mass
+print(f"Mean error of the posterior mean: {bias_before.mean():+.3f} dex with the training prior,")
+print(f"{bias_after.mean():+.3f} dex with the mass function.")
+
+# %% [markdown]
+# ### Where it must fail
+#
+# Dividing by the training prior brings back only what the network has seen. Beyond the training masses there
+# were no examples: there $q$ is a guess, and dividing a guess by a number near zero makes it a loud guess. The
+# next figure asks the network about clusters far outside, beside the exact answer under a wide flat prior.
+
+# %% alt="Posterior mean and 68 % interval against true mass from 12.6 to 16: inside the training range the network follows the exact answer; outside it the answer with the training prior saturates, and dividing the prior out makes it wrong in both directions with small error bars."
+probe_mass = jnp.repeat(jnp.linspace(12.6, 16.0, 35), 200)
+probe = clusters.simulate(jax.random.key(6), len(probe_mass), log_mass=probe_mass)
+wide_grid = jnp.linspace(11.5, 17.0, 551)
+probe_exact = exact.tabulate(clusters.log_likelihood, probe.features, wide_grid)
+probe_mdn = mdn_log_p(probe.features, wide_grid)
+flat = jnp.zeros((1, len(wide_grid)))
+probe_flat = change_prior(probe_mdn, clusters.log_training_prior(wide_grid), flat, wide_grid)
+figures.edges(probe_mass, *(summarise(p, wide_grid) for p in (probe_exact, probe_mdn, probe_flat)))
+
+# %% [markdown]
+# Inside the shaded range all three agree. Outside, the network saturates, and dividing the prior out does not
+# repair it. The error bars give no warning. **A network cannot know what its simulations left out.**
+
+# %% [markdown]
+# ## 6 · Ground truth
+#
+# Now hold the whole posterior against the exact one, for eight clusters and then for 20,000.
+
+# %% alt="Eight panels: the network's posterior on top of the exact posterior for eight clusters, the first with two peaks; the true mass is marked."
+figures.eight_clusters(grid, log_q, exact_log_p, test, two_peaked)
+
+# %% [markdown]
+# On real data there is no exact posterior. What can always be tested is **coverage**, as long as simulations
+# can be drawn: an interval that claims 68 % must hold the true mass of 68 % of the clusters. Write $u_i$ for the
+# posterior probability below the true mass of cluster $i$ (the *probability integral transform*, PIT). If the
+# posterior is right, the $u_i$ are uniform between 0 and 1.
+
+# %% [markdown] exercise="01.7" minutes=8 difficulty=2
+# ### Coverage
+# Return the fraction of clusters whose true mass lies inside the central interval of probability $L$, the one
+# that leaves $(1-L)/2$ on either side, given the PIT values.
+#
+# Hint: The central 68 % interval reaches from the 16 % to the 84 % point: which $u$ are inside?
+#
+# Hint: The mass is inside if $|u - 1/2| \leq L/2$.
+
+# %% exercise="01.7"
+def coverage(pit, level):
+    """Fraction of the true values in the central interval of probability level; pit: (n,); a scalar."""
+    # BEGIN SOLUTION
+    return jnp.mean(jnp.abs(pit - 0.5) <= level / 2)
+    # END SOLUTION
+
+
+# %%
+coverage = check("01.7", coverage)
+
+# %% alt="Left: the histogram of the PIT values of network and exact posterior is flat within the Monte Carlo band. Right: coverage against level lies on the diagonal for both, within the band."
+pit_mdn = exact.cdf_at(log_q, grid, test.log_mass)
+pit_exact = exact.cdf_at(exact_log_p, grid, test.log_mass)
+figures.calibration(pit_mdn, pit_exact, coverage)
+
+# %% tags=["verdict"]
+for name, pit in (("exact", pit_exact), ("MDN", pit_mdn)):
+    for level, allowed in ((0.68, 0.015), (0.95, 0.01)):
+        error = (level * (1 - level) / len(pit)) ** 0.5
+        label = f"coverage of the {level:.0%} interval, {name}"
+        low, high = round(level - allowed, 3), round(level + allowed, 3)
+        verdict(label, coverage(pit, level), low=low, high=high, error=error)
+print(f"Coverage of the 50% interval, MDN: {coverage(pit_mdn, 0.5):.3f}")
+
+# %% [markdown]
+# Calibration alone is not enough: a network that returns the training prior for every cluster is perfectly calibrated
+# and useless. The distance to the exact posterior has no such loophole. Here is the number of the opening claim.
+
+# %% tags=["verdict"]
+log_q_true = mdn.apply(trained.params, test.features).log_prob(test.log_mass)
+gap = exact.log_prob_at(exact_log_p, grid, test.log_mass) - log_q_true
+mean_gap, error = diagnostics.mean_with_error(gap)
+verdict("gap to the exact posterior", mean_gap, high=0.010, unit="nats", error=error)
+
+# %% [markdown] think=true
+# **Think.** The gap of a single cluster, $\log p(m \mid x) - \log q(m \mid x)$ at its true mass, is often negative.
+# How can the network beat the exact posterior? And why can it not do so on average?
+#
+# Answer: At one mass $q$ can be higher than $p$; it is then lower somewhere else, because both integrate to one. The
+# average over true masses is the Kullback-Leibler divergence, and that is never negative. A clearly negative mean gap,
+# beyond its error bar, would mean an error in the exact posterior, or test clusters that did not come from it.
+
+# %% [markdown]
+# ## 7 · Real clusters
+#
+# S-PLUS observed 101 groups and clusters with spectra (Werner et al. 2023). The features are measured in the same
+# way: the dispersion and its number of velocities from the catalogue, the richness from the members. Their masses
+# in the catalogue come from the virial theorem, which uses the same velocity dispersion.
+
+# %%
+try:
+    real = splus.load_splus()
+    print(f"{real.usable.sum()} of {len(real.usable)} clusters have all four features.")
+except CourseError as trouble:
+    real = None
+    print(trouble)
+
+# %% alt="Left: predicted against virial mass of the real clusters follows the diagonal with scatter. Right: histogram of the pulls beside a standard normal curve."
+if real is not None:
+    inside = real.usable & (real.log_mass > 13.2)
+    real_features = jnp.asarray(real.features[inside], dtype=jnp.float32)
+    real_summaries = summarise(mdn_log_p(real_features, grid), grid)
+    figures.real_clusters(real, inside, real_summaries)
+
+# %% [markdown]
+# **What the disagreement can mean.** The virial mass and the network use the same velocity dispersion, so they share its
+# noise: agreement is no proof of either. A common offset says that the two sets of scaling relations differ, or that the
+# richness counts differ (spectra miss galaxies where they crowd). Clusters far off the diagonal are worth a look at their
+# velocities: the network may say "two in line" where the virial theorem cannot.
+#
+# **What it cannot mean.** The virial mass is not the truth, so the scatter is not the network's error, and the pulls need
+# not be standard normal. Nothing here tests coverage on the real sky: for that one needs masses measured in another way,
+# such as gravitational lensing.
+
+# %% [markdown] think=true
+# **Think.** Suppose that the pulls came out as a perfect standard normal. Would the error bars then be proven right?
+#
+# Answer: No. The two masses share the noise of the dispersion, so their difference is smaller than their errors suggest, while
+# the differing relations and counts make it larger. The two can cancel. Only the truth, or an independent measurement,
+# proves an error bar.
+
+# %% [markdown]
+# ## 8 · Move one cluster
+#
+# Move the sliders: network and exact posterior move together. Start by raising the dispersion alone until a second
+# peak appears, then raise the number of velocities.
+
+# %% tags=["widget"] alt="The posterior of one cluster whose features are set by sliders: network and exact posterior lie on top of each other."
+widgets.explore_posterior(
+    lambda x: mdn_log_p(x, grid),
+    lambda x: exact.normalise(log_joint(x[:, None, :], grid[None, :]), grid),
+    grid,
+    start=test.features[two_peaked],
+    ranges=clusters.FEATURE_RANGES,
+)
+
+# %% [markdown]
+# ## 9 · What can go wrong
+#
+# The exact posterior is exact for *this simulator*. Let the sky differ from it: twice as many structures in line. The
+# network is as good as before at what it learned, and its intervals are wrong.
+
+# %% alt="PIT histograms of the network: flat for clusters of the simulator it was trained on, tilted for a sky with twice as many structures in line."
+other_sky = clusters.RELATIONS._replace(superposed_fraction=0.4)
+other = clusters.simulate(jax.random.key(7), 20_000, relations=other_sky)
+pit_other = exact.cdf_at(mdn_log_p(other.features, grid), grid, other.log_mass)
+print(f"Coverage of the 68% interval: {coverage(pit_mdn, 0.68):.3f} on the simulator's own clusters,")
+print(f"{coverage(pit_other, 0.68):.3f} on the other sky.")
+figures.other_sky(pit_mdn, pit_other)
+
+# %% [markdown]
+# - **The simulator is the prior.** A wrong fraction of structures in line, as here, tilts every posterior. On real data
+#   compare the features themselves with the simulated ones before you believe anything.
+# - **The training prior** is in every answer. State it, or divide it out.
+# - **Outside the training range** the network answers without a warning.
+# - **A good average** can hide a bad corner: look at the gap for two-peaked clusters alone.
+#
+# ## Summary
+#
+# - Squared error learns the posterior mean, absolute error its median, maximum likelihood the whole posterior.
+# - The loss has a floor, the entropy that the data leave. The distance to it is the KL divergence to the truth, in nats.
+# - Coverage tests calibration without knowing the exact posterior. The gap in nats tests everything, where there is one.
+#
+# **Go further.** Ho et al. (2019) weigh clusters by 14 features: moments of the members' radii, velocities and
+# colours. Add one of your own, such as the kurtosis of the velocities, which tells two structures in line from one. Its
+# exact likelihood is out of reach, so coverage will be your test. Does the gap to the entropy floor of the four features
+# turn negative? It may: the floor belongs to a set of features, and more features lower it.
+#
+# ## References
+#
+# - Bishop 1994, *Mixture density networks*, Aston University NCRG/94/004, <https://publications.aston.ac.uk/id/eprint/373/>
+# - Ho et al. 2019, *A robust and efficient deep learning method for dynamical mass measurements of galaxy clusters*, ApJ 887, 25, [doi:10.3847/1538-4357/ab4f82](https://doi.org/10.3847/1538-4357/ab4f82)
+# - Munari et al. 2013, *The relation between velocity dispersion and mass in simulated clusters of galaxies*, MNRAS 430, 2638, [doi:10.1093/mnras/stt049](https://doi.org/10.1093/mnras/stt049)
+# - Popesso et al. 2007, *RASS-SDSS galaxy cluster survey VII*, A&A 464, 451, [doi:10.1051/0004-6361:20054708](https://doi.org/10.1051/0004-6361:20054708)
+# - Ribeiro, Lopes & Trevisan 2011, *Non-Gaussian velocity distributions*, MNRAS 413, L81, [doi:10.1111/j.1745-3933.2011.01038.x](https://doi.org/10.1111/j.1745-3933.2011.01038.x)
+# - Tinker et al. 2008, *Toward a halo mass function for precision cosmology*, ApJ 688, 709, [doi:10.1086/591439](https://doi.org/10.1086/591439)
+# - Werner et al. 2023, *S-PLUS DR1 galaxy clusters and groups catalogue using PzWav*, MNRAS, [arXiv:2211.04243](https://arxiv.org/abs/2211.04243)
+
+# %%
+progress()
