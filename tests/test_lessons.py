@@ -1,16 +1,19 @@
 """Lesson sources: what is read from a good one, and the sentence for each way to break one."""
 
 import inspect
+import tomllib
 import traceback
 from pathlib import Path
 
+import jupytext
 import pytest
 
 from dlcourse_utils import lessons, paths
 from dlcourse_utils.errors import CourseError
 from dlcourse_utils.lessons import SourceError, parse
 
-GOLDEN = Path(__file__).parent / "golden" / "01_tiny.py"
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "01_tiny.py"
 TEXT = GOLDEN.read_text(encoding="utf-8")
 PATH = Path("solutions/01_tiny.py")
 STATEMENT = '# %% [markdown] exercise="01.1" minutes=5 difficulty=2'
@@ -41,15 +44,6 @@ def test_a_lesson_is_read():
     assert [text.strip() for _, text in task.solution_lines][1] == "return total / len(x)"
     number = task.solution_lines[1][0]
     assert TEXT.splitlines()[number - 1] == "    return total / len(x)"
-
-
-def test_cells_are_those_of_jupytext():
-    jupytext = pytest.importorskip("jupytext")
-    theirs = jupytext.reads(TEXT, fmt="py:percent").cells
-    theirs = [cell for cell in theirs if cell.cell_type != "raw"]  # the header
-    mine = parse(TEXT, PATH).cells
-    assert [cell.source for cell in mine] == [cell.source for cell in theirs]
-    assert [cell.kind for cell in mine] == [cell.cell_type for cell in theirs]
 
 
 # Each case: text replaced, its replacement, text of the line that the message must name, words.
@@ -185,7 +179,7 @@ BROKEN = {
         "# %% [markdown] think",
         '# %% exercise="01.1"\npass\n\n# %% [markdown] think',
         'exercise="01.1"\npass',
-        "again (first on line 45)",
+        "again (first on line 47)",
     ),
     "no code": (
         "# %% [markdown] think=true",
@@ -352,16 +346,25 @@ def test_dataclasses_work_in_a_reference():
 
 def test_a_context_cell_that_raises_names_its_line():
     lesson = parse(TEXT.replace("numbers = [", "1 / 0\nnumbers = ["), PATH)
-    with pytest.raises(SourceError, match=r"01_tiny.py:22: the cell raises ZeroDivisionError"):
+    with pytest.raises(SourceError, match=r"01_tiny.py:24: the cell raises ZeroDivisionError"):
         lessons.reference(lesson)
 
 
-# --- the course's own lessons ---------------------------------------------------------------------
+# --- jupytext ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", lessons.sources(), ids=lambda path: path.stem)
-def test_a_lesson_of_the_course_is_read_as_jupytext_reads_it(source):
-    jupytext = pytest.importorskip("jupytext")
-    theirs = jupytext.read(source).cells
+@pytest.mark.parametrize("source", [GOLDEN, *lessons.sources()], ids=lambda path: path.stem)
+def test_a_source_saved_by_jupyterlab_stays_as_it_was(source):
+    config = tomllib.loads((ROOT / "solutions" / "jupytext.toml").read_text(encoding="utf-8"))
+    assert config.pop("formats") == "py:percent"  # not paired: see the file
+    notebook = jupytext.read(source)
+    notebook.metadata.setdefault("jupytext", {}).update(config)
+    assert jupytext.writes(notebook, "py:percent") == source.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("source", [GOLDEN, *lessons.sources()], ids=lambda path: path.stem)
+def test_jupytext_reads_the_same_cells(source):
+    theirs = [cell for cell in jupytext.read(source).cells if cell.cell_type != "raw"]  # no header
     mine = lessons.load(source).cells
-    assert [c.source for c in mine] == [c.source for c in theirs if c.cell_type != "raw"]
+    assert [cell.source for cell in mine] == [cell.source for cell in theirs]
+    assert [cell.kind for cell in mine] == [cell.cell_type for cell in theirs]

@@ -10,8 +10,10 @@
 #   - a sum
 # needs: none
 # jupyter:
-#   jupytext: {text_representation: {extension: .py, format_name: percent}}
-#   kernelspec: {display_name: Python 3, language: python, name: python3}
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
 # ---
 
 # %% [markdown]
