@@ -65,13 +65,17 @@ def _lab(options: argparse.Namespace) -> None:
     course = _checkout() / "course"
     if not any(course.glob("*.ipynb")):
         raise CourseError(f"There is no notebook in {course}: run `dlcourse build --no-execute`.")
+    # jsonschema would take 1.5 s to compile this optional package's grammar, for a format that
+    # the server does not use; to find it absent is a case that jsonschema handles.
+    sys.modules.setdefault("rfc3987_syntax", None)
     try:
         from jupyterlab.labapp import LabApp
     except ImportError:
         raise CourseError("JupyterLab is missing: run `pip install 'dlcourse[lab]'`.") from None
     print("Opening the course in JupyterLab; its address follows, Ctrl-C stops it.", flush=True)
     # In a container one often is root, and the server listens on this machine only.
-    own = [f"--ServerApp.root_dir={course}", "--ServerApp.log_level=WARN", "--allow-root"]
+    quiet = ["--ServerApp.log_level=WARN", "--LabApp.log_level=WARN"]
+    own = [f"--ServerApp.root_dir={course}", "--allow-root", *quiet]
     LabApp.launch_instance([*own, *options.others])
 
 
@@ -125,7 +129,7 @@ def _reset(options: argparse.Namespace) -> None:
 def _progress(_: argparse.Namespace) -> None:
     from dlcourse_utils.checks import progress
 
-    print(progress())
+    progress()
 
 
 def _checkout() -> Path:

@@ -1,0 +1,213 @@
+"""The files that set the course up agree with each other, and hold nothing of one machine."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from dlcourse_utils import __version__, bootstrap, cli, env, paths
+from tests.environments import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "requirements.lock").read_text()
+PINS = [Requirement(line.rstrip("\\ ")) for line in LOCK.splitlines() if line[:1].isalnum()]
+EXTRAS = PROJECT["optional-dependencies"]
+WANTED = [Requirement(text) for text in sum(EXTRAS.values(), PROJECT["dependencies"])]
+TRACKED = [
+    path
+    for folder in (".ci", ".github", "course", "data", "dlcourse_utils", "solutions", "tests")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.is_file() and path.suffix in {"", ".py", ".ipynb", ".md", ".toml", ".txt", ".yml"}
+] + [path for path in sorted(ROOT.iterdir()) if path.is_file()]
+
+
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+def test_lock_satisfies_pyproject(wanted: Requirement) -> None:
+    pins = [pin for pin in PINS if pin.name == wanted.name]
+    assert pins, f"{wanted.name} is not in requirements.lock: run `make lock`"
+    for pin in pins:
+        (exactly,) = pin.specifier
+        assert exactly.operator == "=="
+        assert wanted.specifier.contains(exactly.version, prereleases=True)
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_lock_has_one_version_of_each_package(python: str) -> None:
+    system = {"python_version": python, "python_full_version": f"{python}.1"}
+    names = [pin.name for pin in PINS if pin.marker is None or pin.marker.evaluate(system)]
+    assert len(names) == len(set(names))
+    assert {wanted.name for wanted in WANTED} <= set(names)
+
+
+def test_lock_has_hashes() -> None:
+    blocks = re.split(r"\n(?=\w)", LOCK)
+    assert len(blocks) == len(PINS)
+    assert all("--hash=sha256:" in block for block in blocks)
+
+
+def test_environment_yml_is_the_lock() -> None:
+    text = (ROOT / "environment.yml").read_text()
+    assert text == bootstrap.environment_yml(LOCK), "run `make lock`"
+    parsed = yaml.safe_load(text)
+    assert parsed["name"] == PROJECT["name"]
+    *pins, course = parsed["dependencies"][-1]["pip"]
+    assert [Requirement(pin) for pin in pins] == PINS
+    assert course == "-e ."
+
+
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", "environment.yml", "tests/colab/constraints.txt"]
+)
+def test_no_index_and_no_path_in_pins(name: str) -> None:
+    found = re.findall(
+        r"(?i)file:|://|--index|--extra|--find|@|\\\\|^\s*/", (ROOT / name).read_text()
+    )
+    assert not found
+
+
+def test_no_path_of_this_machine_anywhere() -> None:
+    ours = re.compile("|".join(map(re.escape, {f"{ROOT}/", f"{Path.home()}/"} - {"//"})))
+    found = {str(path.relative_to(ROOT)) for path in TRACKED if ours.search(read(path))}
+    assert not found
+
+
+def test_the_address_is_set_in_one_place() -> None:
+    """Elsewhere it is generated: in notebooks, and between the marks of the README."""
+    address = PROJECT["urls"]["Repository"]
+    short = address.removeprefix("https://github.com/")
+    for path in TRACKED:
+        if path.suffix == ".ipynb" or path == ROOT / "pyproject.toml":
+            continue
+        text = re.sub(r"(?s)<!-- lessons:begin -->.*<!-- lessons:end -->", "", read(path))
+        assert short not in text, f"{path} has the address"
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def test_versions_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"] == __version__
+    assert citation["license"] == PROJECT["license"]
+    low, high = (".".join(map(str, version)) for version in bootstrap.SUPPORTED)
+    assert PROJECT["requires-python"] == f">={low},<3.{bootstrap.SUPPORTED[1][1] + 1}"
+    tested = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    assert tested["jobs"]["test"]["strategy"]["matrix"]["python"] == [low, "3.12", high]
+
+
+def test_colab_satisfies_the_lower_bounds() -> None:
+    pins = (ROOT / "tests/colab/constraints.txt").read_text().splitlines()
+    colab = dict(line.split("==") for line in pins if not line.startswith("#"))
+    for wanted in map(Requirement, PROJECT["dependencies"]):
+        if wanted.name != "tfp-nightly":
+            assert wanted.specifier.contains(colab[wanted.name]), wanted
+
+
+def test_public_ci_runs_the_readmes_command() -> None:
+    steps = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"][
+        "steps"
+    ]
+    assert {"run": "make test"} in steps
+    assert (ROOT / ".ci/run").read_text().endswith("\nmake test\n")
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    assert "`make test`" in read(ROOT / "README.md")
+
+
+def test_book_config() -> None:
+    config = yaml.safe_load((ROOT / "book_config.yml").read_text())
+    assert config["title"]
+    assert config["author"]
+    assert config["execute"]["execute_notebooks"] == "off"
+
+
+@pytest.mark.parametrize("version", ["3.6", "3.8", "3.10"])
+def test_bootstrap_can_be_read_by_an_old_python(version: str) -> None:
+    """It must get as far as its refusal; newer syntax would be a traceback instead."""
+    import ast
+
+    minor = int(version.partition(".")[2])
+    ast.parse(read(ROOT / "dlcourse_utils/bootstrap.py"), feature_version=(3, minor))
+
+
+def test_make_refuses_another_python(tmp_path: Path) -> None:
+    """A stand-in for an old Python runs the script as if it were 3.9."""
+    script, old = tmp_path / "old.py", tmp_path / "python3.9"
+    script.write_text(
+        "import runpy, sys\n"
+        "sys.version_info = (3, 9, 1)\n"
+        "sys.executable = 'python3.9'\n"
+        "runpy.run_path(sys.argv[-1], run_name='__main__')\n"
+    )
+    old.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')
+    old.chmod(0o755)
+    done = make("setup", f"PYTHON={old}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == bootstrap.refusal((3, 9), "python3.9")
+    assert "Traceback" not in done.stderr
+
+
+def test_make_alone_lists_what_it_can_do() -> None:
+    done = make()
+    names = re.findall(r"^make (\w+)", done.stdout, re.MULTILINE)
+    assert names == ["help", "lab", "test", "run", "notebooks", "lint", "lock", "clean"]
+
+
+def make(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_help_is_immediate_and_light() -> None:
+    code = (
+        "import sys, time; begun = time.perf_counter()\n"
+        "from dlcourse_utils import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'jax', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "print(time.perf_counter() - begun)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *shown, seconds = done.stdout.splitlines()
+    assert float(seconds) < 0.3
+    for command in ("lab", "run", "test", "build", "data", "doctor", "reset", "progress"):
+        assert any(line.split()[:1] == [command] for line in shown)
+
+
+def test_an_expected_trouble_is_one_sentence(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["data", "no_such_file.csv"]) == 2
+    assert capsys.readouterr().err.startswith("There is no data file named")
+    monkeypatch.setattr(paths, "repository_root", lambda: None)
+    assert cli.main(["lab"]) == 2
+    assert "clone the repository" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["data", "--unknown"])
+    assert "unknown argument: --unknown" in capsys.readouterr().err
+
+
+def test_data_lists_every_file(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["data"]) == 0
+    assert "mass_function.npz" in capsys.readouterr().out
+
+
+def test_course_home_moves_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DLCOURSE_HOME", str(tmp_path))
+    assert paths.user_dir() == tmp_path
+    assert paths.cache_dir().is_relative_to(tmp_path)
+    monkeypatch.delenv("DLCOURSE_HOME")
+    assert paths.user_dir().name == "dlcourse"
+    assert paths.cache_dir().name == "dlcourse"
+
+
+def test_set_up_cell_installs_the_released_tag() -> None:
+    lines = env.colab_setup_lines(PROJECT["urls"]["Repository"], f"v{__version__}")
+    for notebook in (ROOT / "course").glob("*.ipynb"):
+        assert f"@v{__version__}" in read(notebook)
+        assert lines.splitlines()[2].strip().replace('"', '\\"') in read(notebook)
