@@ -9,6 +9,7 @@ import ipywidgets
 import jax
 import jax.numpy as jnp
 import numpy as np
+from IPython.core.getipython import get_ipython
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -84,6 +85,9 @@ def explore_posterior(
     for slider in sliders:
         slider.observe(redraw, names="value")
     box = ipywidgets.VBox([*sliders, picture])
+    if get_ipython() is None:
+        print(STILL)
+        return
     # Both forms in one output: a page with a kernel takes the widget, any other the picture.
     bundle = box._repr_mimebundle_()
     display({**bundle, "image/png": still, "text/plain": STILL}, raw=True)

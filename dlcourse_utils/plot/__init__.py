@@ -18,11 +18,6 @@ MODEL, TRUTH, CLASSICAL, SECOND = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 DATA, FAINT = "#555555", "#BBBBBB"
 
 
-def label_line(ax: Axes, x: float, y: float, text: str, colour: str, **style) -> None:
-    """Write a label beside a line, in its colour."""
-    ax.text(x, y, text, color=colour, fontsize=10, **style)
-
-
 def binned_mean(x, y, edges) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centres, mean of y and its standard error in bins of x; bins of fewer than 10 are left out."""
     x, y = np.asarray(x), np.asarray(y)
@@ -48,7 +43,7 @@ def pit_histogram(ax: Axes, pit: dict[str, tuple[jax.Array, str, str]], bins: in
     edges = np.linspace(0.0, 1.0, bins + 1)
     for label, (values, colour, line) in pit.items():
         heights = diagnostics.pit_histogram(values, bins)
-        ax.stairs(heights, edges, color=colour, lw=1.8, ls=line, label=label)
+        ax.stairs(heights, edges, baseline=None, color=colour, lw=1.8, ls=line, label=label)
     ax.set(
         xlim=(0, 1),
         xlabel="posterior probability below the truth (PIT)",
