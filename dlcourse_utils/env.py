@@ -142,7 +142,7 @@ def colab_setup_lines(repository: str, tag: str) -> str:
     On Colab it takes the stable TFP away before the nightly comes, because they share files, and
     leaves the runtime's own jax and numpy, which satisfy the course's bounds.
     """
-    remove = "pip uninstall -qy tensorflow-probability tfp-nightly"
+    remove = "pip uninstall -qqy tensorflow-probability tfp-nightly"
     install = f'pip install -q "dlcourse @ git+{repository}@{tag}"'
     return "\n".join(
         [

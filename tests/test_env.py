@@ -226,7 +226,7 @@ def test_set_up_cell_on_colab(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
     (command,), started = set_up_cell(monkeypatch)
     assert started == [True]
-    assert "pip uninstall -qy tensorflow-probability" in command
+    assert "pip uninstall -qqy tensorflow-probability" in command
     assert '"dlcourse @ git+https://example.org/school/course@v1.2.3"' in command
 
 
