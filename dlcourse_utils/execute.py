@@ -68,10 +68,10 @@ def execute(notebook: dict[str, Any], lesson: Lesson, *, cold: bool = False) -> 
     starts: dict[int, float] = {}
     seconds = [0.0] * len(node.cells)
 
-    def begin(cell: Any, cell_index: int) -> None:
+    def begin(cell_index: int, **_: Any) -> None:
         starts[cell_index] = time.perf_counter()
 
-    def end(cell: Any, cell_index: int, execute_reply: Any) -> None:
+    def end(cell_index: int, **_: Any) -> None:
         seconds[cell_index] = time.perf_counter() - starts[cell_index]
 
     client = NotebookClient(
