@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import jax
 import matplotlib as mpl
@@ -23,12 +22,6 @@ MEND = (
     "run `pip uninstall -y tensorflow-probability tfp-nightly`, then "
     f"{NIGHTLY}, and restart the kernel."
 )
-
-
-class Version(NamedTuple):
-    major: int
-    minor: int
-    micro: int
 
 
 @pytest.fixture
@@ -57,7 +50,7 @@ def test_nothing_is_wrong_here() -> None:
 
 @pytest.mark.parametrize("version", [(3, 10, 9), (3, 14, 0), (2, 7, 18)])
 def test_wrong_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int]) -> None:
-    monkeypatch.setattr(env.sys, "version_info", Version(*version))
+    monkeypatch.setattr(env.sys, "version_info", version)
     monkeypatch.setattr(env.sys, "executable", "/usr/bin/python")
     sentence = (
         f"The course needs Python 3.11, 3.12 or 3.13 and /usr/bin/python is Python "
