@@ -61,19 +61,11 @@ def execute(notebook: dict[str, Any], lesson: Lesson, *, cold: bool = False) -> 
         @property
         def kernel_spec(self) -> KernelSpec:
             command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            command.append("--log-level=ERROR")  # it warns of its own transport
+            command.append("--log-level=CRITICAL")  # what a cell says comes as output
             return KernelSpec(argv=command, display_name="Python 3", language="python")
 
     node = nbformat.from_dict(json.loads(json.dumps(notebook)))
-    starts: dict[int, float] = {}
-    seconds = [0.0] * len(node.cells)
-
-    def begin(cell_index: int, **_: Any) -> None:
-        starts[cell_index] = time.perf_counter()
-
-    def end(cell_index: int, **_: Any) -> None:
-        seconds[cell_index] = time.perf_counter() - starts[cell_index]
-
+    seconds: list[float] = []
     client = NotebookClient(
         node,
         kernel_manager_class=ThisPython,
@@ -81,22 +73,25 @@ def execute(notebook: dict[str, Any], lesson: Lesson, *, cold: bool = False) -> 
         coalesce_streams=True,
         record_timing=False,
         store_widget_state=False,
-        on_cell_execute=begin,
-        on_cell_executed=end,
     )
     with tempfile.TemporaryDirectory(prefix="dlcourse-", ignore_cleanup_errors=True) as home:
         folder = str(lesson.path.parent.resolve())
         begun = time.perf_counter()
         try:
-            client.execute(cwd=folder, env=_environment(home, cold))
+            # cell by cell: execute() takes Ctrl-C for itself and ends in an assertion
+            with client.setup_kernel(cwd=folder, env=_environment(home, cold)):
+                for index, cell in enumerate(node.cells):
+                    start = time.perf_counter()
+                    client.execute_cell(cell, index, client.code_cells_executed + 1)
+                    seconds.append(time.perf_counter() - start)
         except CellExecutionError as error:
             raise _cell_error(node.cells, lesson, error) from None
         except CellTimeoutError:
-            where = _position(lesson, len(starts) - 1)
+            where = _position(lesson, len(seconds))
             sentence = f"{where}: the cell takes over {CELL_TIMEOUT} s: make it shorter."
             raise CellError(sentence) from None
         except (DeadKernelError, RuntimeError) as error:
-            where = _position(lesson, max(len(starts) - 1, 0))
+            where = _position(lesson, len(seconds))
             raise CourseError(
                 f"{where}: the kernel did not start, or died or was stopped in this cell "
                 f"({str(error).splitlines()[0]}): look at `dlcourse doctor`, and run again."

@@ -124,9 +124,7 @@ def test_ids_stay_when_other_cells_change():
     assert [id for id in more if id in before] == before
     assert len(set(more)) == len(before) + 2
     assert ids(TEXT.replace("# Return the mean", "# Give the mean")) == before
-    other = json.loads(
-        render.render(TEXT, "02_tiny".replace("02", "01") + "_b", "student", *ADDRESS)
-    )
+    other = json.loads(render.render(TEXT, "01_tiny_b", "student", *ADDRESS))
     assert not {cell["id"] for cell in other["cells"]} & set(before)
 
 
@@ -365,6 +363,22 @@ def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         files.write(path, b"new")
     assert snapshot(tmp_path) == {path: b"old"}
+
+
+def test_an_interrupted_run_leaves_the_old_notebooks_whole(checkout, runs, monkeypatch):
+    build()
+    before = snapshot(checkout)
+    source = checkout / "solutions" / "01_tiny.py"
+    edit(source, "numbers = [1.0", "numbers = [2.0")
+
+    def stop(notebook, lesson):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "run_cells", stop)
+    with pytest.raises(KeyboardInterrupt):
+        build()
+    source.write_text(TEXT, encoding="utf-8")
+    assert snapshot(checkout) == before
 
 
 def test_outside_a_checkout_there_is_a_sentence(monkeypatch):
