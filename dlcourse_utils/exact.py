@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def _step(grid: jax.Array) -> jax.Array:
@@ -70,11 +71,12 @@ def log_prob_at(log_p: jax.Array, grid: jax.Array, value: jax.Array) -> jax.Arra
     return jnp.sum(rows * weights, axis=1)
 
 
-def valley(log_p: jax.Array) -> jax.Array:
+def valley(log_p: jax.Array) -> np.ndarray:
     """Depth of the deepest valley between two peaks of each row, in nats; 0 with one peak; (n,)."""
-    left = jax.lax.cummax(log_p, axis=1)
-    right = jax.lax.cummax(log_p, axis=1, reverse=True)
-    return jnp.max(jnp.minimum(left, right) - log_p, axis=1)
+    table = np.asarray(log_p)
+    left = np.maximum.accumulate(table, axis=1)
+    right = np.maximum.accumulate(table[:, ::-1], axis=1)[:, ::-1]
+    return np.max(np.minimum(left, right) - table, axis=1)
 
 
 def cdf(log_p: jax.Array, grid: jax.Array) -> jax.Array:

@@ -13,11 +13,12 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from dlcourse_utils.plot import MODEL, TRUTH
 
 LogPosterior = Callable[[jax.Array], jax.Array]
-STILL = "Still picture: run this cell in a notebook to move the sliders."
+STILL = "Still picture: open the notebook and run this cell to move the sliders."
 
 
 class PosteriorExplorer:
@@ -30,23 +31,29 @@ class PosteriorExplorer:
         self._canvas = FigureCanvasAgg(self.figure)
         ax = self.figure.add_subplot()
         nothing = np.zeros(len(grid))
-        (self._exact_line,) = ax.plot(grid, nothing, color=TRUTH, lw=5, alpha=0.4, label="exact")
-        (self._network_line,) = ax.plot(grid, nothing, color=MODEL, ls="-", label="network")
+        # Animated: the canvas leaves them out, so that all else is drawn once and kept.
+        (self._exact_line,) = ax.plot(
+            grid, nothing, color=TRUTH, ls="-", lw=5, alpha=0.4, label="exact", animated=True
+        )
+        (self._network_line,) = ax.plot(
+            grid, nothing, color=MODEL, ls="-", label="network", animated=True
+        )
         ax.set(xlabel=r"mass $\log_{10}(M_{200}/M_\odot)$ [dex]", ylabel="density [1/dex]")
         ax.set(xlim=(12.8, 15.8), ylim=(0, 6))
         ax.legend(loc="upper left")
-        self._ax = ax
+        self._canvas.draw()
+        self._background = self._canvas.copy_from_bbox(self.figure.bbox)
 
-    def draw(self, features: np.ndarray, title: str = "") -> bytes:
-        """Move both curves to these features (4,) and return the picture as PNG."""
+    def draw(self, features: np.ndarray) -> bytes:
+        """Move both curves to these features (d,) and return the picture as PNG."""
         x = jnp.asarray(features, dtype=jnp.float32)[None, :]
+        self._canvas.restore_region(self._background)
         for line, log_p in ((self._exact_line, self._exact), (self._network_line, self._network)):
             line.set_ydata(np.exp(np.asarray(log_p(x)[0])))
-        self._ax.set_title(title, fontsize=10)
+            self.figure.axes[0].draw_artist(line)
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png")
-        # The layout is solved once; afterwards only the curves move.
-        self.figure.set_layout_engine("none")
+        picture = Image.fromarray(np.asarray(self._canvas.buffer_rgba()))
+        picture.save(buffer, format="png", compress_level=1)
         return buffer.getvalue()
 
 
@@ -76,8 +83,8 @@ def explore_posterior(
     def features() -> np.ndarray:
         return np.array([slider.value for slider in sliders])
 
-    still = explorer.draw(features(), STILL)
-    picture = ipywidgets.Image(value=explorer.draw(features()), format="png")
+    still = explorer.draw(features())
+    picture = ipywidgets.Image(value=still, format="png")
 
     def redraw(_change) -> None:
         picture.value = explorer.draw(features())
@@ -89,5 +96,5 @@ def explore_posterior(
         print(STILL)
         return
     # Both forms in one output: a page with a kernel takes the widget, any other the picture.
-    bundle = box._repr_mimebundle_()
-    display({**bundle, "image/png": still, "text/plain": STILL}, raw=True)
+    widget = {**box._repr_mimebundle_(), "image/png": still, "text/plain": STILL}
+    display(widget, raw=True)

@@ -7,8 +7,7 @@ from typing import Any
 
 from dlcourse_utils import lessons
 
-from . import engine, report
-from . import progress as _progress
+from . import engine, record, report
 
 __all__ = ["check", "hint", "progress", "solution"]
 
@@ -23,7 +22,7 @@ def check(id: str, answer: Any) -> Any:
     spec = engine.find(id)
     found = engine.judge(spec, answer)
     report.show(f"Exercise {id}", found)
-    _progress.record(id, found.outcome, found.diagnosis)
+    record.append(id, found.outcome, found.diagnosis)
     if found.outcome == engine.NOT_STARTED:
         return engine.namespace(id.split(".")[0])[spec.name]
     return answer
@@ -46,7 +45,7 @@ def solution(id: str) -> None:
 
 def progress() -> None:
     """Show where each exercise stands, from the local record of this machine."""
-    rows = _progress.table()
+    rows = record.table()
     done = sum(state == "right" for _, _, state, _ in rows)
     marks = {"right": "✓", "not started": "○"}
     lines = [

@@ -33,7 +33,7 @@ does not fit anything.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -227,34 +227,36 @@ def _given_mass(log_mass, z, superposed, relations: Relations) -> _Gaussian:
     )
 
 
-@partial(jax.jit, static_argnames="n")
-def _draw(key, n, log_mass, z, relations):
+# Clusters are drawn in blocks of this size, so that one compiled function serves every n.
+_BLOCK = 20_000
+
+
+@jax.jit
+def _draw(key, log_mass, z, relations):
+    """What is seen of a block of clusters: features (_BLOCK, 4) and superposed (_BLOCK,)."""
     kind_key, richness_key, sigma_key, depth_key, chi_key = jax.random.split(key, 5)
-    superposed = jax.random.bernoulli(kind_key, relations.superposed_fraction, (n,))
+    shape = log_mass.shape
+    superposed = jax.random.bernoulli(kind_key, relations.superposed_fraction, shape)
     law = _given_mass(log_mass, z, superposed, relations)
     ln_richness = law.richness_mean + jnp.sqrt(law.richness_var) * jax.random.normal(
-        richness_key, (n,)
+        richness_key, shape
     )
     slope = law.cov / law.richness_var
     ln_sigma = (
         law.sigma_mean
         + slope * (ln_richness - law.richness_mean)
-        + jnp.sqrt(law.sigma_var - slope * law.cov) * jax.random.normal(sigma_key, (n,))
+        + jnp.sqrt(law.sigma_var - slope * law.cov) * jax.random.normal(sigma_key, shape)
     )
     # How many velocities: the survey's depth times what it saw, so n says nothing more on mass.
-    depth = jnp.exp(jax.random.uniform(depth_key, (n,), minval=jnp.log(0.3), maxval=jnp.log(3.0)))
+    depth = jnp.exp(jax.random.uniform(depth_key, shape, minval=jnp.log(0.3), maxval=jnp.log(3.0)))
     velocities = jnp.clip(N_MIN + jnp.floor(depth * jnp.exp(ln_richness)), N_MIN, N_MAX)
-    # Sample variance of n Gaussian velocities: a chi-squared variable with n - 1 degrees of freedom.
+    # Sample variance of n Gaussian velocities: chi-squared with n - 1 degrees of freedom.
     chi2 = 2.0 * jax.random.gamma(chi_key, 0.5 * (velocities - 1.0))
     ln_measured = ln_sigma + 0.5 * jnp.log(chi2 / (velocities - 1.0))
     features = jnp.stack(
         [ln_richness / LN10, ln_measured / LN10, jnp.log10(velocities), z], axis=-1
     )
-    return Clusters(log_mass, features, superposed), ln_sigma
-
-
-def _redshifts(key, n):
-    return jax.random.uniform(key, (n,), minval=Z_MIN, maxval=Z_MAX)
+    return features, superposed
 
 
 def simulate(
@@ -269,20 +271,34 @@ def simulate(
 
     Masses come from the training prior (`log_training_prior`), with ``survey=True`` from the halo
     mass function (`log_mass_function`), or are given: ``log_mass`` (n,), log10 M200c in Msun.
-    Redshifts are uniform in 0.02 to 0.20.
+    Redshifts are uniform in 0.02 to 0.20. Raises ValueError if the masses are not n.
     """
     z_key, mass_key, draw_key = jax.random.split(key, 3)
-    z = _redshifts(z_key, n)
+    z = jax.random.uniform(z_key, (n,), minval=Z_MIN, maxval=Z_MAX)
     if log_mass is None:
         log_mass = sample_survey_mass(mass_key, z) if survey else sample_training_mass(mass_key, n)
-    return _draw(draw_key, n, log_mass, z, relations)[0]
+    if log_mass.shape != (n,):
+        raise ValueError(f"Expected {n} masses in one dimension, got shape {log_mass.shape}.")
+    blocks = -(-n // _BLOCK)
+    padding = (0, blocks * _BLOCK - n)
+    parts = [
+        _draw(block_key, block_mass, block_z, relations)
+        for block_key, block_mass, block_z in zip(
+            jax.random.split(draw_key, blocks),
+            jnp.split(jnp.pad(log_mass, padding, mode="edge"), blocks),
+            jnp.split(jnp.pad(z, padding, mode="edge"), blocks),
+            strict=True,
+        )
+    ]
+    features, superposed = (jnp.concatenate(columns)[:n] for columns in zip(*parts, strict=True))
+    return Clusters(log_mass, features, superposed)
 
 
 # --- the likelihood --------------------------------------------------------------------------
 
 # Nodes and weights for an integral over a normal law, centred on the integrand below.
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(10)
-_LOG_WEIGHTS = np.log(_WEIGHTS / np.sqrt(2.0 * np.pi))
+_NODES, _WEIGHTS = (x.astype(np.float32) for x in np.polynomial.hermite_e.hermegauss(10))
+_LOG_WEIGHTS = np.log(_WEIGHTS) - np.float32(0.5 * np.log(2.0 * np.pi))
 
 
 def _log_normal(x, mean, var):
@@ -306,19 +322,17 @@ def _log_likelihood_kind(features, log_mass, superposed, relations):
         + 0.5 * freedom * (jnp.log(0.5 * freedom) - 1.0)
         - gammaln(0.5 * freedom)
     )
-    terms = []
-    for node, log_weight in zip(_NODES, _LOG_WEIGHTS, strict=True):
-        ln_sigma = centre + jnp.sqrt(centre_var) * node
-        d = ln_measured - ln_sigma
-        # (f/2)(1 + 2d - e^2d) without cancellation: the logarithm of the scaled chi density.
-        log_chi = log_chi_norm + 0.5 * freedom * (2.0 * d - jnp.expm1(2.0 * d))
-        terms.append(
-            log_weight
-            + log_chi
-            - 0.5 * ((ln_sigma - mean) ** 2 / var - node**2)
-            + 0.5 * jnp.log(centre_var / var)
-        )
-    log_sigma_part = logsumexp(jnp.stack(terms), axis=0)
+    nodes = _NODES.reshape((1,) * centre.ndim + (-1,))
+    ln_sigma = centre[..., None] + jnp.sqrt(centre_var)[..., None] * nodes
+    d = ln_measured[..., None] - ln_sigma
+    # (f/2)(1 + 2d - e^2d) without cancellation: the logarithm of the scaled chi density.
+    log_chi = 0.5 * freedom[..., None] * (2.0 * d - jnp.expm1(2.0 * d))
+    log_ratio = -0.5 * ((ln_sigma - mean[..., None]) ** 2 / var[..., None] - nodes**2)
+    log_sigma_part = (
+        logsumexp(_LOG_WEIGHTS.reshape(nodes.shape) + log_chi + log_ratio, axis=-1)
+        + log_chi_norm
+        + 0.5 * jnp.log(centre_var / var)
+    )
     return _log_normal(ln_richness, law.richness_mean, law.richness_var) + log_sigma_part
 
 
@@ -337,11 +351,3 @@ def log_likelihood(
         jnp.logaddexp(jnp.log1p(-fraction) + single, jnp.log(fraction) + double)
         + 2.0 * jnp.log(LN10)
     )
-
-
-# --- members, for pictures -------------------------------------------------------------------
-
-
-def velocities(key: jax.Array, cluster_sigma: float, n: int) -> jax.Array:
-    """Line-of-sight velocities (n,) in km/s of the members of one relaxed cluster."""
-    return cluster_sigma * jax.random.normal(key, (n,))

@@ -31,12 +31,11 @@ PER_DEX = "density [1/dex]"
 
 
 def pick_two_peaked(log_p: jax.Array, grid: jax.Array, sample: Clusters) -> int:
-    """Index of two structures in line with a deep valley in the posterior, near the lighter peak."""
-    peak = grid[jnp.argmax(jnp.where(grid[None, :] < sample.log_mass[:, None] + 0.1, log_p, -jnp.inf), axis=1)]
-    plain = (sample.log_mass > 13.8) & (sample.log_mass < 14.6) & sample.superposed
-    plain &= jnp.abs(peak - sample.log_mass) < 0.03
-    likely = exact.log_prob_at(log_p, grid, sample.log_mass) > jnp.max(log_p, axis=1) - 0.3
-    return int(jnp.argmax(jnp.where(plain & likely, exact.valley(log_p), 0.0)))
+    """Index of two structures in line whose posterior has a deep valley, true mass at a peak."""
+    at_truth = exact.log_prob_at(log_p, grid, sample.log_mass)
+    fit = sample.superposed & (at_truth > jnp.max(log_p, axis=1) - 0.3)
+    fit &= (sample.log_mass > 13.8) & (sample.log_mass < 14.6)
+    return int(np.argmax(np.where(fit, exact.valley(log_p), 0.0)))
 
 
 def _mark_truth(ax, mass: float) -> None:
@@ -207,7 +206,7 @@ def edges(log_mass, answers: dict[str, dict]) -> None:
 
     ``answers`` maps four labels to summaries: exact, trained, divided inside, divided everywhere.
     """
-    mass = np.asarray(log_mass).reshape(-1, 200)
+    mass = np.asarray(log_mass).reshape(-1, 500)
     _, ax = plt.subplots(figsize=(8, 4.8))
     ax.axvspan(TRAIN_LOW, TRAIN_HIGH, color=FAINT, alpha=0.35, lw=0)
     ax.text(0.5 * (TRAIN_LOW + TRAIN_HIGH), 16.6, "masses in training", ha="center", color=DATA)

@@ -19,7 +19,7 @@ def file() -> Path:
     return paths.user_dir() / "progress.jsonl"
 
 
-def record(exercise: str, outcome: str, diagnosis: str) -> None:
+def append(exercise: str, outcome: str, diagnosis: str) -> None:
     """Append one line; silently does nothing where the folder cannot be written."""
     line = json.dumps(
         {

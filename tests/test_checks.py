@@ -1,0 +1,357 @@
+"""Every exercise's check, on right answers, on each wrong answer it names, and on garbage."""
+
+import inspect
+import io
+import json
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from right_answers import RIGHT
+
+from dlcourse_utils import checks, lessons
+from dlcourse_utils.checks import engine, record, report
+from dlcourse_utils.errors import CourseError
+
+# TFP, and solutions written as a student would, broadcast (n, g) with (g,).
+pytestmark = pytest.mark.tfp_ranks
+
+IDS = [id for path in lessons.sources() for id in lessons.load(path).exercises]
+SUSPECTS = [(id, suspect.name) for id in IDS for suspect in engine.find(id).suspects]
+RIGHT_WAYS = [(id, k) for id in IDS for k in range(len(RIGHT.get(id, ())))]
+SEEDS = 200
+
+
+def reference(id):
+    return engine.namespace(id[:2])[engine.find(id).name]
+
+
+def suspect(id, name):
+    return next(s for s in engine.find(id).suspects if s.name == name)
+
+
+def checked(id, answer):
+    """The object that check hands back, and what it says."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        back = checks.check(id, answer)
+    return back, said.getvalue()
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_the_solution_passes(id):
+    back, said = checked(id, reference(id))
+    assert back is reference(id)
+    assert "· right" in said and engine.find(id).insight in said
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_the_stub_is_not_started_and_becomes_the_reference(id):
+    back, said = checked(id, engine.stub(id))
+    assert "not started" in said
+    assert back is reference(id)
+
+
+def emptied(signature):
+    scope = {}
+    exec(f"def answer{signature}:\n    ...", scope)
+    return scope["answer"]
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_a_stub_without_its_docstring_is_not_started(id):
+    empty = emptied(str(inspect.signature(engine.stub(id))))
+    assert engine.judge(engine.find(id), empty).outcome == engine.NOT_STARTED
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_code_without_return_is_not_called_empty(id):
+    def answer(*args):
+        total = sum(1 for _ in args)
+        total += 1
+
+    found = engine.judge(engine.find(id), answer)
+    assert found.outcome == engine.WRONG and "return" in found.says
+
+
+@pytest.mark.parametrize(("id", "name"), SUSPECTS)
+def test_each_wrong_answer_gets_its_own_sentence(id, name):
+    wrong = suspect(id, name)
+    back, said = checked(id, wrong.wrong)
+    assert back is wrong.wrong, "the student's own object must come back"
+    assert "not yet right" in said
+    assert wrong.says in said and wrong.why in said and wrong.next in said
+    others = [s for s in engine.find(id).suspects if s is not wrong]
+    assert not any(s.says in said for s in others)
+
+
+@pytest.mark.parametrize(("id", "name"), SUSPECTS)
+def test_each_wrong_answer_is_named_under_other_seeds(id, name):
+    spec = engine.find(id)
+    for seed in range(1, 6):
+        found = engine.judge(spec, suspect(id, name).wrong, seed=seed)
+        assert found.diagnosis == name, f"seed {seed}: {found}"
+
+
+@pytest.mark.parametrize(("id", "name"), SUSPECTS)
+def test_wrong_answers_are_far_from_right(id, name):
+    """In some case a wrong answer is 100 tolerances away, or has another shape, or is NaN."""
+    spec = engine.find(id)
+    cases = spec.cases(np.random.default_rng(0))
+    right = engine._run(spec, reference(id), cases)
+    wrong = engine._run(spec, suspect(id, name).wrong, cases)
+    distances = []
+    for case, labels in right.values.items():
+        for label, value in labels.items():
+            other = wrong.values[case][label]
+            if other.shape != value.shape or not np.isfinite(other).all():
+                return
+            tolerance = engine._tolerance(spec, label) + spec.rtol * np.abs(value)
+            distances.append(np.max(np.abs(other - value) / tolerance))
+    assert max(distances) > 100
+
+
+def test_every_exercise_has_enough_wrong_and_right_answers():
+    for id in IDS:
+        assert len(engine.find(id).suspects) >= 5, id
+        assert len(RIGHT[id]) >= 3, id
+    sentences = [s.says for id in IDS for s in engine.find(id).suspects]
+    for id in IDS:
+        own = [s.says for s in engine.find(id).suspects]
+        assert len(set(own)) == len(own)
+    assert all(s.endswith(".") for s in sentences)
+
+
+@pytest.mark.parametrize(("id", "way"), RIGHT_WAYS)
+def test_other_right_ways_pass(id, way):
+    answer = RIGHT[id][way]
+    back, said = checked(id, answer)
+    assert back is answer
+    assert "· right" in said, said
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_no_false_alarm_in_200_seeds(id):
+    spec = engine.find(id)
+    for seed in range(SEEDS):
+        answer = RIGHT[id][seed % len(RIGHT[id])]
+        found = engine.judge(spec, answer, seed=seed)
+        assert found.outcome == engine.RIGHT, f"seed {seed}, {answer.__name__}: {found}"
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_two_runs_give_the_same_report(id):
+    spec = engine.find(id)
+    wrong = spec.suspects[0].wrong
+    assert engine.judge(spec, wrong) == engine.judge(spec, wrong)
+
+
+# --- garbage ---------------------------------------------------------------------------------
+
+
+def _raises(*args):
+    return args[0].no_such_attribute
+
+
+def _nan(*args):
+    return jnp.nan
+
+
+def _text(*args):
+    return "the answer"
+
+
+def _forever(*args):
+    while True:
+        pass
+
+
+def _swallows(*args):
+    while True:
+        try:
+            time.sleep(0.01)
+        except Exception:
+            pass
+
+
+GARBAGE = {
+    "None": None,
+    "a string": "nll",
+    "a number": 3.0,
+    "no arguments": lambda: 1.0,
+    "too many arguments": lambda a, b, c, d, e, f: 1.0,
+    "an exception": _raises,
+    "NaN": _nan,
+    "text": _text,
+    "an empty list": lambda *args: [],
+    "a wrong shape": lambda *args: jnp.zeros((3, 1, 4)),
+    "a generator": lambda *args: (x for x in ()),
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+@pytest.mark.parametrize("id", IDS)
+def test_garbage_gets_a_sentence(id, name):
+    back, said = checked(id, GARBAGE[name])
+    assert back is GARBAGE[name]
+    assert "Traceback" not in said
+    assert "right" not in said.split("\n")[0] or "not yet right" in said
+    assert said.count("\n") >= 3
+
+
+@pytest.mark.parametrize("endless", [_forever, _swallows])
+def test_an_endless_loop_is_stopped(monkeypatch, endless):
+    monkeypatch.setattr(engine, "TIME_LIMIT", 0.3)
+    start = time.monotonic()
+    back, said = checked("01.2", endless)
+    assert time.monotonic() - start < 5
+    assert back is endless and "did not finish within" in said
+
+
+def test_an_exception_is_told_with_the_line_and_the_inputs():
+    def mse(prediction, target):
+        return jnp.men((prediction - target) ** 2)
+
+    _, said = checked("01.2", mse)
+    assert "AttributeError" in said and "jnp.men(" in said
+    assert "an array of shape (8, 1) and dtype float32" in said
+
+
+def test_numpy_in_a_loss_cannot_be_differentiated():
+    def mse(prediction, target):
+        return np.mean((np.asarray(prediction)[:, 0] - np.asarray(target)) ** 2)
+
+    _, said = checked("01.2", mse)
+    assert "JAX cannot differentiate it" in said and "jnp instead of np" in said
+
+
+def test_a_stopped_gradient_is_seen():
+    _, said = checked("01.2", lambda f, m: jnp.mean((jax.lax.stop_gradient(f)[:, 0] - m) ** 2))
+    assert "its gradient is not" in said
+
+
+def test_a_function_with_a_memory_is_seen():
+    calls = []
+
+    def coverage(pit, level):
+        calls.append(1)
+        return jnp.mean(jnp.abs(pit - 0.5) <= level / 2) + (0.0 if len(calls) <= 3 else 1.0)
+
+    _, said = checked("01.7", coverage)
+    assert "two different results for the same input" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda v: 3.0 * v, "is 3 times the right value, always"),
+        (lambda v: -v, "has the wrong sign"),
+        (lambda v: v + 2.0, "is off by 2, always"),
+        (lambda v: v**3 + 7.0, "has the wrong value"),
+    ],
+)
+def test_mistakes_without_a_suspect_get_their_signature(change, sentence):
+    right = reference("01.2")
+    _, said = checked("01.2", lambda f, m: change(right(f, m)))
+    assert sentence in said
+
+
+def test_the_report_says_what_held_as_well():
+    right = reference("01.7")
+    _, said = checked("01.7", lambda u, level: right(u, 0.68))
+    assert "right in 1 of 3 cases" in said
+
+
+def test_an_unknown_exercise_is_named():
+    with pytest.raises(CourseError, match="no exercise '01.99'"):
+        checks.check("01.99", None)
+
+
+def test_checks_work_without_asserts():
+    """python -O drops assert statements: a check must not stand on them."""
+    code = (
+        "import jax.numpy as jnp\n"
+        "from dlcourse_utils.checks import check\n"
+        "check('01.2', lambda f, m: jnp.sum((f[:, 0] - m) ** 2))\n"
+    )
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
+    assert "This is the sum over the batch, not the mean." in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_a_check_answers_in_a_second(id):
+    """Processor time, so that a busy machine does not count."""
+    spec = engine.find(id)
+    engine.judge(spec, spec.suspects[0].wrong)
+    start = time.process_time()
+    engine.judge(spec, spec.suspects[0].wrong)
+    assert time.process_time() - start < 1.0
+
+
+# --- hints, solutions, progress --------------------------------------------------------------
+
+
+def test_hints_and_solutions_come_from_the_source(capsys):
+    checks.hint("01.4")
+    first = capsys.readouterr().out
+    assert first.startswith("Hint 1 of") and 'hint("01.4", 2)' in first
+    checks.hint("01.4", 99)
+    assert "Hint 2 of 2" in capsys.readouterr().out
+    checks.solution("01.4")
+    code = capsys.readouterr().out
+    assert "def nll(" in code and "SOLUTION" not in code
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("DLCOURSE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_progress_is_appended_and_survives(home, capsys):
+    checks.check("01.2", engine.stub("01.2"))
+    checks.check("01.2", suspect("01.2", "sum_for_mean").wrong)
+    checks.check("01.2", reference("01.2"))
+    checks.check("01.4", suspect("01.4", "sign").wrong)
+    lines = [json.loads(line) for line in (home / "progress.jsonl").read_text().splitlines()]
+    assert [(e["exercise"], e["outcome"], e["diagnosis"]) for e in lines] == [
+        ("01.2", "not started", ""),
+        ("01.2", "wrong", "sum_for_mean"),
+        ("01.2", "right", ""),
+        ("01.4", "wrong", "sign"),
+    ]
+    assert all(set(e) == {"exercise", "outcome", "diagnosis", "time"} for e in lines)
+    capsys.readouterr()
+    checks.progress()
+    said = capsys.readouterr().out
+    assert "1 of 7 exercises right" in said
+    assert "✓ 01.2  Mean squared error · right · 2 checks" in said
+    assert "✗ 01.4" in said and "○ 01.1" in said
+
+
+def test_a_damaged_record_is_read_as_far_as_possible(home):
+    home.mkdir()
+    good = '{"exercise": "01.2", "outcome": "right", "diagnosis": "", "time": ""}'
+    (home / "progress.jsonl").write_bytes(f"{good}\n{{half a li\n\xff\xfe\n[1]\n".encode("latin-1"))
+    assert [e["exercise"] for e in record.read()] == ["01.2"]
+
+
+def test_a_record_that_cannot_be_written_is_not_in_the_way(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("DLCOURSE_HOME", str(tmp_path / "file"))
+    _, said = checked("01.2", reference("01.2"))
+    assert "· right" in said
+    assert record.read() == []
+
+
+def test_the_html_report_is_the_plain_one_and_escaped():
+    found = engine.Report(engine.WRONG, "`a` < b & c", "Why <b>", "Next", "1 < 2")
+    markup = report.rich("Exercise 01.2", found)
+    assert "<code>a</code> &lt; b &amp; c" in markup and "Why &lt;b&gt;" in markup
+    assert "background" not in markup, "it must take the theme's own background"
+    assert "✗" in markup and "not yet right" in markup, "colour alone must not tell the status"

@@ -1,0 +1,64 @@
+"""The widget: what it draws, how fast, and what a page without a kernel gets."""
+
+import io
+import time
+
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import pytest
+
+from dlcourse_utils import plot, widgets
+
+GRID = jnp.linspace(12.4, 16.0, 301)
+
+
+def log_normal(shift):
+    def log_p(x):
+        return -0.5 * ((GRID[None, :] - x[:, 1:2] - shift) / 0.2) ** 2 - jnp.log(0.2 * 2.5066)
+
+    return log_p
+
+
+@pytest.fixture
+def explorer():
+    return widgets.PosteriorExplorer(log_normal(0.0), log_normal(0.1), GRID)
+
+
+def pixels(png):
+    return matplotlib.image.imread(io.BytesIO(png))
+
+
+def test_the_picture_follows_the_features(explorer):
+    one = explorer.draw(np.array([1.0, 14.0, 1.5, 0.1]))
+    two = explorer.draw(np.array([1.0, 14.5, 1.5, 0.1]))
+    same = explorer.draw(np.array([2.0, 14.0, 1.5, 0.1]))
+    assert pixels(one).shape == pixels(two).shape
+    assert np.any(pixels(one) != pixels(two))
+    np.testing.assert_array_equal(pixels(one), pixels(same))
+
+
+def test_the_curves_are_the_densities(explorer):
+    explorer.draw(np.array([1.0, 14.0, 1.5, 0.1]))
+    exact, network = (line.get_ydata() for line in explorer.figure.axes[0].lines)
+    assert GRID[np.argmax(network)] == pytest.approx(14.0, abs=0.01)
+    assert GRID[np.argmax(exact)] == pytest.approx(14.1, abs=0.01)
+
+
+def test_a_redraw_takes_at_most_50_ms(explorer):
+    """Median of the processor's time, so that a busy machine does not count."""
+    times = []
+    for sigma in np.linspace(13.5, 15.0, 15):
+        start = time.process_time()
+        explorer.draw(np.array([1.0, sigma, 1.5, 0.1]))
+        times.append(time.process_time() - start)
+    assert np.median(times) <= 0.050
+
+
+def test_binned_mean():
+    x = np.repeat([0.5, 1.5, 2.5], [100, 100, 5])
+    y = x + np.tile([-1.0, 1.0], 103)[:205]
+    centres, means, errors = plot.binned_mean(x, y, np.array([0.0, 1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(centres, [0.5, 1.5])  # the third bin has too few
+    np.testing.assert_allclose(means, [0.5, 1.5])
+    np.testing.assert_allclose(errors, 1.0 / np.sqrt(99))

@@ -1,0 +1,66 @@
+"""Verdicts judge honestly, and diagnostics agree with scipy."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dlcourse_utils import diagnostics
+from dlcourse_utils.verdicts import sentence, verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "ok"),
+    [
+        (0.5, None, 1.0, True),
+        (1.5, None, 1.0, False),
+        (0.5, 0.4, 0.6, True),
+        (0.3, 0.4, 0.6, False),
+        (0.3, 0.2, None, True),
+        (float("nan"), 0.0, 1.0, False),
+        (float("inf"), 0.0, None, False),
+    ],
+)
+def test_verdict(value, low, high, ok, capsys):
+    record = verdict("gap", value, low=low, high=high, unit="nats")
+    assert record.ok is ok
+    said = capsys.readouterr().out
+    assert said.startswith("✓ pass · gap" if ok else "✗ fail · gap")
+
+
+def test_the_error_does_not_widen_the_band():
+    assert not verdict("gap", 1.05, high=1.0, error=0.5).ok
+
+
+def test_a_verdict_without_a_band_is_refused():
+    with pytest.raises(ValueError, match="no band"):
+        verdict("gap", 1.0)
+
+
+def test_sentence():
+    record = verdict("gap", 0.00123, high=0.01, unit="nats", error=0.0003)
+    assert sentence(record) == "✓ pass · gap: 0.00123 ± 0.0003 nats (band: at most 0.01)"
+
+
+def test_mean_with_error():
+    values = np.random.default_rng(0).normal(2.0, 3.0, 400)
+    mean, error = diagnostics.mean_with_error(values)
+    assert mean == pytest.approx(values.mean())
+    assert error == pytest.approx(stats.sem(values))
+
+
+@pytest.mark.parametrize("bad", [[1.0], [1.0, np.nan], [[1.0, 2.0]]])
+def test_mean_with_error_refuses(bad):
+    with pytest.raises(ValueError, match="Expected at least two finite values"):
+        diagnostics.mean_with_error(np.array(bad))
+
+
+def test_binomial_band_holds_its_level():
+    low, high = diagnostics.binomial_band(0.05, 2000)
+    draws = np.random.default_rng(1).binomial(2000, 0.05, 20_000) / 2000
+    inside = np.mean((draws >= low) & (draws <= high))
+    assert 0.945 < inside < 0.965  # counts are whole numbers: a little above 95 %
+
+
+def test_pit_histogram_integrates_to_one():
+    heights = diagnostics.pit_histogram(np.random.default_rng(2).uniform(size=5000), 20)
+    assert heights.mean() == pytest.approx(1.0)
