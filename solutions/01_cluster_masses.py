@@ -14,8 +14,10 @@
 #   - densities, Bayes' theorem, the normal law
 # needs: a CPU is enough; a GPU is used when there is one
 # jupyter:
-#   jupytext: {text_representation: {extension: .py, format_name: percent}}
-#   kernelspec: {display_name: Python 3, language: python, name: python3}
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
 # ---
 
 # %% [markdown]
@@ -36,7 +38,7 @@ import jax.numpy as jnp
 import optax
 from tensorflow_probability.substrates import jax as tfp
 
-from dlcourse_utils import diagnostics, env, exact, widgets
+from dlcourse_utils import diagnostics, exact, widgets
 from dlcourse_utils.checks import check, progress
 from dlcourse_utils.datasets import clusters, splus
 from dlcourse_utils.errors import CourseError
@@ -45,9 +47,6 @@ from dlcourse_utils.train import fit
 from dlcourse_utils.verdicts import verdict
 
 tfd = tfp.distributions
-
-# %%
-env.start()
 
 # %% [markdown]
 # ## 1 · The data, and one number for each cluster
@@ -532,7 +531,7 @@ print(f"{bias_after.mean():+.3f} dex with the mass function.")
 # the network about clusters far outside, beside the exact answer under a wide flat prior.
 
 # %% alt="Posterior mean and 68 % interval against true mass from 12.6 to 16. With the training prior the network saturates outside of the training masses. Divided out within the training masses it agrees with the exact answer there. Divided out everywhere it is wrong by more than one dex even inside."
-probe_mass = jnp.repeat(jnp.linspace(12.6, 16.0, 35), 200)
+probe_mass = jnp.repeat(jnp.linspace(12.6, 16.0, 40), 500)
 probe = clusters.simulate(jax.random.key(6), len(probe_mass), log_mass=probe_mass)
 
 
@@ -542,8 +541,8 @@ def probe_network(grid):
     return summarise(change_prior(mdn_log_p(probe.features, grid), old, flat, grid), grid)
 
 
-wide = jnp.linspace(11.5, 17.0, 551)
-inside = jnp.linspace(clusters.TRAIN_LOW, clusters.TRAIN_HIGH, 201)
+wide = jnp.linspace(11.5, 17.0, 301)
+inside = jnp.linspace(clusters.TRAIN_LOW, clusters.TRAIN_HIGH, 301)
 figures.edges(
     probe_mass,
     {
