@@ -118,9 +118,7 @@ def fit(
                     break
     line.close()
     step, train, test = (np.array(column) for column in zip(*history, strict=True))
-    return FitResult(
-        best_params if patience is not None else params, History(step, train, test)
-    )
+    return FitResult(best_params if patience is not None else params, History(step, train, test))
 
 
 def _check_data(data: tuple[jax.Array, ...], name: str, count: int) -> None:

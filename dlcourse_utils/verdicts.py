@@ -27,6 +27,9 @@ class Verdict(NamedTuple):
     error: float | None  # Monte Carlo error of the value, one standard deviation
     ok: bool
 
+    def _ipython_display_(self) -> None:
+        """Nothing more: the line is already there when a cell ends on a verdict."""
+
 
 def verdict(
     name: str,

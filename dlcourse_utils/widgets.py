@@ -1,4 +1,4 @@
-"""Interactive figures: sliders that move curves in place, and a still picture where no kernel runs."""
+"""Interactive figures: sliders move curves in place; a still picture where no kernel runs."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ class PosteriorExplorer:
         ax.set(xlabel=r"mass $\log_{10}(M_{200}/M_\odot)$ [dex]", ylabel="density [1/dex]")
         ax.set(xlim=(12.8, 15.8), ylim=(0, 6))
         ax.legend(loc="upper left")
+        self.label("")
+
+    def label(self, text: str) -> None:
+        """Write a line above the axes."""
+        self.figure.axes[0].set_title(text, fontsize=10)
         self._canvas.draw()
         self._background = self._canvas.copy_from_bbox(self.figure.bbox)
 
@@ -73,8 +78,13 @@ def explore_posterior(
     explorer = PosteriorExplorer(network, exact, grid)
     sliders = [
         ipywidgets.FloatSlider(
-            value=float(np.clip(value, low, high)), min=low, max=high, step=(high - low) / 200,
-            description=name, readout_format=".3f", style={"description_width": "7em"},
+            value=float(np.clip(value, low, high)),
+            min=low,
+            max=high,
+            step=(high - low) / 200,
+            description=name,
+            readout_format=".3f",
+            style={"description_width": "7em"},
             layout=ipywidgets.Layout(width="34em"),
         )
         for (name, (low, high)), value in zip(ranges.items(), np.asarray(start), strict=True)
@@ -83,8 +93,10 @@ def explore_posterior(
     def features() -> np.ndarray:
         return np.array([slider.value for slider in sliders])
 
+    explorer.label(STILL)
     still = explorer.draw(features())
-    picture = ipywidgets.Image(value=still, format="png")
+    explorer.label("")
+    picture = ipywidgets.Image(value=explorer.draw(features()), format="png")
 
     def redraw(_change) -> None:
         picture.value = explorer.draw(features())

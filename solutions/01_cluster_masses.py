@@ -39,7 +39,7 @@ import optax
 from tensorflow_probability.substrates import jax as tfp
 
 from dlcourse_utils import diagnostics, exact, widgets
-from dlcourse_utils.checks import check, progress
+from dlcourse_utils.checks import check, hint, progress, solution
 from dlcourse_utils.datasets import clusters, splus
 from dlcourse_utils.errors import CourseError
 from dlcourse_utils.plot import cluster_masses as figures
@@ -99,6 +99,10 @@ figures.claim(grid, exact_log_p, train, test, two_peaked)
 #
 # In logarithms the relation between dispersion and mass is a straight line. Fit it to clusters of
 # known mass, then read off the mass of the next one.
+#
+# This is the first of seven exercises. Replace the `...`, run the cell, then run the cell with `check`: it
+# says what is right or wrong, and why. `hint("01.1")` gives a hint and `solution("01.1")` the solution. An
+# exercise that you skip is filled in by the reference, so the notebook always runs to its end.
 
 # %% [markdown] exercise="01.1" minutes=8 difficulty=1
 # ### The M–σ relation
@@ -108,6 +112,7 @@ figures.claim(grid, exact_log_p, train, test, two_peaked)
 # Hint: `jnp.polyfit(u, v, 1)` returns the slope and the intercept of the line $v = a u + b$.
 #
 # Hint: A residual is $\log_{10} M - (a \log_{10} \sigma + b)$. The scatter is `jnp.std` of all of them.
+
 
 # %% exercise="01.1"
 def fit_m_sigma(sigma, mass):
@@ -170,6 +175,7 @@ class MLP(nn.Module):
 #
 # Hint: `prediction[:, 0]` is the column as a vector.
 
+
 # %% exercise="01.2"
 def mse(prediction, target):
     """Mean squared error in dex squared; prediction: (n, 1), target: (n,); returns a scalar."""
@@ -185,6 +191,7 @@ mse = check("01.2", mse)
 # %% [markdown]
 # The mean absolute error needs no exercise. Both networks are trained in the same way: batches of 512
 # clusters, Adam, and a learning rate that falls to zero.
+
 
 # %%
 def mae(prediction, target):
@@ -305,6 +312,7 @@ MIN_SCALE = 0.01  # dex
 #
 # Hint: `tfd.MixtureSameFamily(weights, components)` takes the components as one `tfd.Normal(loc, scale)` whose last axis has length $K$.
 
+
 # %% exercise="01.3"
 def mixture(outputs):
     """Outputs (n, 3 * N_COMPONENTS) to a tfd.MixtureSameFamily with batch shape (n,); mass in dex."""
@@ -336,6 +344,7 @@ mixture = check("01.3", mixture)
 # Hint: A TFP distribution has `log_prob(m)`: the natural logarithm of its density.
 #
 # Hint: For batch shape (n,) and masses (n,) it returns (n,), one value for each cluster. Print that shape.
+
 
 # %% exercise="01.4"
 def nll(density, mass):
@@ -371,8 +380,8 @@ trained = fit(
 )
 
 # %% [markdown]
-# The held-out loss comes down to the floor. The loss of the training batches ends slightly below it: the network has begun
-# to memorise its 400,000 clusters, and only the held-out loss is honest.
+# The held-out loss comes down to the floor, and no further. A network that memorised its training clusters would go on
+# lowering their loss while the held-out loss rose: only the held-out loss is honest.
 
 # %% alt="The held-out loss of the mixture density network falls to the entropy of the exact posterior, the floor, within the first seconds."
 floor = -exact.log_prob_at(exact_log_p, grid, test.log_mass).mean()
@@ -394,6 +403,7 @@ figures.training(trained.history, floor)
 # Hint: The cumulative probability is `jnp.cumsum(p, axis=-1) * step`. The median is where it crosses 0.5, the ends of the central 68 % interval where it crosses 0.16 and 0.84.
 #
 # Hint: `jnp.argmax(cdf >= 0.5, axis=-1)` is the index of the first grid point at or past the crossing.
+
 
 # %% exercise="01.5"
 def summarise(log_p, grid):
@@ -474,6 +484,7 @@ verdict("scatter of the MDN mean over the floor", scatter_mdn / scatter_floor, h
 #
 # Hint: `exp` overflows for large numbers. Subtract each row's maximum first: the normalisation takes it out again.
 
+
 # %% exercise="01.6"
 def change_prior(log_p, log_old_prior, log_new_prior, grid):
     """Log posterior under a new prior, normalised; all arguments but grid are logs of densities.
@@ -546,7 +557,9 @@ inside = jnp.linspace(clusters.TRAIN_LOW, clusters.TRAIN_HIGH, 301)
 figures.edges(
     probe_mass,
     {
-        "exact, flat prior": summarise(exact.tabulate(clusters.log_likelihood, probe.features, wide), wide),
+        "exact, flat prior": summarise(
+            exact.tabulate(clusters.log_likelihood, probe.features, wide), wide
+        ),
         "network, training prior": summarise(mdn_log_p(probe.features, wide), wide),
         "network, flat in the shaded range": probe_network(inside),
         "network, flat everywhere": probe_network(wide),
@@ -581,6 +594,7 @@ figures.eight_clusters(grid, log_q, exact_log_p, test, two_peaked)
 # Hint: The central 68 % interval reaches from the 16 % to the 84 % point: which $u$ are inside?
 #
 # Hint: The mass is inside if $|u - 1/2| \leq L/2$.
+
 
 # %% exercise="01.7"
 def coverage(pit, level):
@@ -688,7 +702,9 @@ widgets.explore_posterior(
 other_sky = clusters.RELATIONS._replace(superposed_fraction=0.4)
 other = clusters.simulate(jax.random.key(7), 20_000, relations=other_sky)
 pit_other = exact.cdf_at(mdn_log_p(other.features, grid), grid, other.log_mass)
-print(f"Coverage of the 68% interval: {coverage(pit_mdn, 0.68):.3f} on the simulator's own clusters,")
+print(
+    f"Coverage of the 68% interval: {coverage(pit_mdn, 0.68):.3f} on the simulator's own clusters,"
+)
 print(f"{coverage(pit_other, 0.68):.3f} on the other sky.")
 figures.other_sky(pit_mdn, pit_other)
 

@@ -20,13 +20,19 @@ def m_sigma_lstsq(sigma, mass):
     u, v = jnp.log(sigma) / jnp.log(10.0), jnp.log(mass) / jnp.log(10.0)
     design = jnp.stack([u, jnp.ones_like(u)], axis=1)
     (slope, intercept), *_ = jnp.linalg.lstsq(design, v)
-    return [slope, intercept, jnp.linalg.norm(v - design @ jnp.array([slope, intercept])) / len(v) ** 0.5]
+    return [
+        slope,
+        intercept,
+        jnp.linalg.norm(v - design @ jnp.array([slope, intercept])) / len(v) ** 0.5,
+    ]
 
 
 def m_sigma_dict(sigma, mass):
-    slope, intercept = np.polynomial.Polynomial.fit(
-        np.log10(np.float64(sigma)), np.log10(np.float64(mass)), 1
-    ).convert().coef[::-1]
+    slope, intercept = (
+        np.polynomial.Polynomial.fit(np.log10(np.float64(sigma)), np.log10(np.float64(mass)), 1)
+        .convert()
+        .coef[::-1]
+    )
     residual = np.log10(np.float64(mass)) - slope * np.log10(np.float64(sigma)) - intercept
     return {"slope": slope, "intercept": intercept, "scatter": residual.std()}
 
@@ -74,8 +80,6 @@ def mixture_numpy(outputs):
     )
 
 
-
-
 def nll_sum(density, mass):
     return -density.log_prob(mass).sum() / mass.shape[0]
 
@@ -119,7 +123,14 @@ def summarise_vmapped(log_p, grid):
         mean = w @ grid
         std = jnp.sqrt(w @ (grid - mean) ** 2)
         median, low, high = (grid[jnp.searchsorted(cdf, q)] for q in (0.5, 0.16, 0.84))
-        return {"mean": mean, "std": std, "median": median, "mode": grid[row.argmax()], "low": low, "high": high}
+        return {
+            "mean": mean,
+            "std": std,
+            "median": median,
+            "mode": grid[row.argmax()],
+            "low": low,
+            "high": high,
+        }
 
     return jax.vmap(one)(log_p)
 

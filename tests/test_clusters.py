@@ -106,7 +106,7 @@ def test_pit_of_the_whole_catalogue_is_uniform():
 
 
 def test_measured_dispersion_is_that_of_drawn_members():
-    """The catalogue's scatter of ln sigma equals that of standard deviations of drawn velocities."""
+    """The catalogue's dispersions are distributed as standard deviations of drawn velocities."""
     log_mass = jnp.full(60_000, 14.5)
     relations = clusters.RELATIONS._replace(superposed_fraction=0.0)
     sample = clusters.simulate(KEY, 60_000, log_mass=log_mass, relations=relations)
@@ -167,7 +167,9 @@ def test_survey_masses_follow_the_mass_function(z):
     density = jnp.exp(clusters.log_mass_function(grid, jnp.full_like(grid, z)))
     assert jnp.trapezoid(density, grid) == pytest.approx(1.0, abs=1e-4)
     draws = np.asarray(clusters.sample_survey_mass(KEY, jnp.full(20_000, z)))
-    pit = np.interp(draws, np.asarray(grid), integrate.cumulative_trapezoid(density, grid, initial=0))
+    pit = np.interp(
+        draws, np.asarray(grid), integrate.cumulative_trapezoid(density, grid, initial=0)
+    )
     assert stats.kstest(pit, "uniform").pvalue > 1e-3
 
 

@@ -19,7 +19,9 @@ def log_p():
 
 
 def test_normal_laws(log_p):
-    np.testing.assert_allclose(log_p, stats.norm.logpdf(GRID, MEAN[:, None], STD[:, None]), atol=1e-4)
+    np.testing.assert_allclose(
+        log_p, stats.norm.logpdf(GRID, MEAN[:, None], STD[:, None]), atol=1e-4
+    )
     mean, std = exact.mean_and_std(log_p, GRID)
     np.testing.assert_allclose(mean, MEAN, atol=1e-5)
     np.testing.assert_allclose(std, STD, atol=1e-5)
@@ -50,7 +52,9 @@ def test_tabulate_is_the_same_for_every_batch():
 
     whole = exact.tabulate(log_density, features, GRID)
     assert whole.shape == (23, 401)
-    np.testing.assert_allclose(whole, exact.tabulate(log_density, features, GRID, batch=5), atol=1e-6)
+    np.testing.assert_allclose(
+        whole, exact.tabulate(log_density, features, GRID, batch=5), atol=1e-6
+    )
     np.testing.assert_allclose(whole, stats.norm.logpdf(GRID, features[:, :1], 1.0), atol=1e-4)
 
 

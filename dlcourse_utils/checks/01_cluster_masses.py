@@ -628,9 +628,7 @@ _SUMMARISE = Spec(
         ),
         Suspect(
             "central_second_moment",
-            _with(
-                std=lambda p, grid, right: jnp.sqrt(right["std"] ** 2 + right["mean"] ** 2)
-            ),
+            _with(std=lambda p, grid, right: jnp.sqrt(right["std"] ** 2 + right["mean"] ** 2)),
             "The std is the root of the mean square: the mean was not subtracted.",
             "It measures the distance from zero, not from the mean.",
             "Average the square of grid minus mean.",
@@ -713,14 +711,18 @@ _PRIOR = Spec(
             lambda p, old, new, grid: (
                 p - old[None, :] + new - logsumexp(p - old[None, :] + new, axis=-1, keepdims=True)
             ),
-            "The values sum to one, but they do not integrate to one: the step of the grid is missing.",
+            "The values sum to one but do not integrate to one: the grid's step is missing.",
             "A density has the unit 1/dex; a sum over the grid depends on how fine it is.",
             "Subtract `jnp.log(grid[1] - grid[0])` too.",
         ),
         Suspect(
             "normalised_over_batch",
             lambda p, old, new, grid: (
-                p - old[None, :] + new - logsumexp(p - old[None, :] + new) - jnp.log(grid[1] - grid[0])
+                p
+                - old[None, :]
+                + new
+                - logsumexp(p - old[None, :] + new)
+                - jnp.log(grid[1] - grid[0])
             ),
             "The normalisation runs over all clusters together.",
             "Each cluster has a posterior of its own, which must integrate to one.",

@@ -49,8 +49,7 @@ def progress() -> None:
     done = sum(state == "right" for _, _, state, _ in rows)
     marks = {"right": "✓", "not started": "○"}
     lines = [
-        f"{marks.get(state, '✗')} {id}  {title} · {state}"
-        + (f" · {tries} checks" if tries else "")
+        f"{marks.get(state, '✗')} {id}  {title} · {state}" + (f" · {tries} checks" if tries else "")
         for id, title, state, tries in rows
     ]
     text = "\n".join([f"{done} of {len(rows)} exercises right", *lines])

@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlcourse_utils import lessons
-from dlcourse_utils.errors import CourseError
 
 TIME_LIMIT = 20.0  # seconds for all that a check runs of the student's code
 NOT_STARTED, ERROR, WRONG, RIGHT = "not started", "error", "wrong", "right"
@@ -75,7 +74,7 @@ class Report(NamedTuple):
 
 
 class Misfit(Exception):
-    """Raised by an ``evaluate`` when the student's result is of the wrong kind; its text says so."""
+    """Raised by an ``evaluate`` for a result of the wrong kind; its text says so."""
 
 
 class _OutOfTime(BaseException):
@@ -90,10 +89,7 @@ class _Results(NamedTuple):
 def specs(number: str) -> dict[str, Spec]:
     """The checks of a lesson, by exercise id: the module of the lesson's stem in this package."""
     stem = lessons.find(number).stem
-    try:
-        module = importlib.import_module(f"dlcourse_utils.checks.{stem}")
-    except ModuleNotFoundError:
-        return {}
+    module = importlib.import_module(f"dlcourse_utils.checks.{stem}")
     return {spec.id: spec for spec in module.SPECS}
 
 
@@ -118,7 +114,7 @@ def stub(id: str) -> Any:
 
 
 def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
-    """Compare ``answer`` with the reference on the cases of ``seed``. Never raises for the answer."""
+    """Compare ``answer`` with the reference on the cases of ``seed``; its faults never raise."""
     reference = namespace(spec.id.split(".")[0])[spec.name]
     if not callable(answer):
         return Report(
@@ -128,7 +124,7 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
             "Run the cell that defines it again; do not give its name to anything else.",
             diagnosis="not_callable",
         )
-    if _instructions(answer) == _instructions(stub(spec.id)):
+    if _instructions(answer) is not None and _instructions(answer) == _instructions(stub(spec.id)):
         return Report(
             NOT_STARTED,
             f"`{spec.name}` is still empty.",
@@ -250,7 +246,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def stop(signum, frame):
+    def stop(*_):
         raise _OutOfTime
 
     previous = signal.signal(signal.SIGALRM, stop)
@@ -263,7 +259,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def _instructions(function: Any) -> list[tuple[str, Any]] | None:
-    """What a function does, as its instructions without line numbers, docstring and constants' order."""
+    """What a function does: its instructions, without line numbers and docstring."""
     while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
         function = getattr(function, "__wrapped__", None) or function.func
     code = getattr(function, "__code__", None)
@@ -364,7 +360,7 @@ def _worst(mine: np.ndarray, right: np.ndarray) -> tuple:
 
 
 def _signature(spec: Spec, got: _Results, expected: _Results) -> tuple[str, str]:
-    """A sentence for a mistake that no suspect explains: a constant factor or offset, if it is one."""
+    """A sentence for a mistake that no suspect explains: a factor, an offset, or a value."""
     wrong = sorted({label for _, label in _different(spec, got, expected)})
     label = wrong[0]
     mine, right = (
@@ -438,14 +434,17 @@ def _describe(value: Any) -> str:
 
 
 def _raised(spec: Spec, error: Exception, cases: dict[str, tuple]) -> Report:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and __package__ not in f.name]
-    here = [f for f in own if not f.filename.endswith(("engine.py",))]
+    # The last line of the student's own code, not of a library or of this one.
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and frame.filename != __file__
+    ]
     where = ""
-    if here:
-        frame = here[-1]
-        line = linecache.getline(frame.filename, frame.lineno or 0).strip()
-        where = f"line {frame.lineno}: {line}" if line else f"line {frame.lineno}"
+    if frames:
+        number = frames[-1].lineno or 0
+        line = linecache.getline(frames[-1].filename, number).strip()
+        where = f"line {number}: {line}"
     arguments = next(iter(cases.values()))
     given = ", ".join(_describe(argument) for argument in arguments)
     text = str(error).strip().split("\n")[0]

@@ -39,7 +39,7 @@ def rich(title: str, report: Report) -> str:
         parts.append(f"<code>{html.escape(report.detail)}</code>")
     parts += [_inline(text) for text in (report.why, report.next) if text]
     return (
-        f'<div style="border-left:4px solid {colour};padding:4px 12px;margin:4px 0;line-height:1.5">'
+        f'<div style="border-left:4px solid {colour};padding:4px 12px;line-height:1.5">'
         + "<br>".join(parts)
         + "</div>"
     )

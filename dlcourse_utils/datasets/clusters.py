@@ -43,8 +43,7 @@ from jax.scipy.special import gammaln, logsumexp, ndtr
 
 from dlcourse_utils import registry
 
-FEATURES = ("log_richness", "log_sigma", "log_n", "z")
-# Where the simulated features lie, for sliders: the central 99 %, rounded.
+# The features in the order of their columns, and where most simulated values lie.
 FEATURE_RANGES = {
     "log_richness": (0.3, 2.7),
     "log_sigma": (2.1, 3.4),
@@ -88,7 +87,7 @@ RELATIONS = Relations()
 class Clusters(NamedTuple):
     """A catalogue of n mock clusters.
 
-    ``log_mass`` (n,) is log10 M200c in Msun, ``features`` (n, 4) has the columns `FEATURES`,
+    ``log_mass`` (n,) is log10 M200c in Msun, ``features`` (n, 4) has the columns `FEATURE_RANGES`,
     ``superposed`` (n,) says which are two structures in one line of sight (no survey knows).
     """
 
@@ -199,7 +198,7 @@ def sample_survey_mass(key: jax.Array, z: jax.Array) -> jax.Array:
 
 
 class _Gaussian(NamedTuple):
-    """Mean and covariance of (ln richness, ln true dispersion) at fixed mass, one kind of system."""
+    """Mean and covariance of (ln richness, ln true dispersion) at fixed mass, for one kind."""
 
     richness_mean: jax.Array
     richness_var: jax.Array
@@ -318,9 +317,7 @@ def _log_likelihood_kind(features, log_mass, superposed, relations):
     centre_var = 1.0 / (1.0 / var + 2.0 * freedom)
     centre = centre_var * (mean / var + 2.0 * freedom * ln_measured)
     log_chi_norm = (
-        jnp.log(2.0)
-        + 0.5 * freedom * (jnp.log(0.5 * freedom) - 1.0)
-        - gammaln(0.5 * freedom)
+        jnp.log(2.0) + 0.5 * freedom * (jnp.log(0.5 * freedom) - 1.0) - gammaln(0.5 * freedom)
     )
     nodes = _NODES.reshape((1,) * centre.ndim + (-1,))
     ln_sigma = centre[..., None] + jnp.sqrt(centre_var)[..., None] * nodes
@@ -341,13 +338,12 @@ def log_likelihood(
 ) -> jax.Array:
     """Log p(log_richness, log_sigma | log_mass, log_n, z), per dex squared.
 
-    ``features`` is (..., 4) with the columns `FEATURES`; ``log_mass`` broadcasts with its leading
-    axes. ``log_n`` depends on the mass only through the richness, so it needs no factor of its own.
+    ``features`` is (..., 4) with the columns `FEATURE_RANGES`; ``log_mass`` broadcasts with its
+    leading axes. ``log_n`` depends on the mass only through the richness, so it needs no factor of its own.
     """
     single = _log_likelihood_kind(features, log_mass, False, relations)
     double = _log_likelihood_kind(features, log_mass, True, relations)
     fraction = relations.superposed_fraction
-    return (
-        jnp.logaddexp(jnp.log1p(-fraction) + single, jnp.log(fraction) + double)
-        + 2.0 * jnp.log(LN10)
+    return jnp.logaddexp(jnp.log1p(-fraction) + single, jnp.log(fraction) + double) + 2.0 * jnp.log(
+        LN10
     )

@@ -19,7 +19,7 @@ DATA, FAINT = "#555555", "#BBBBBB"
 
 
 def binned_mean(x, y, edges) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centres, mean of y and its standard error in bins of x; bins of fewer than 10 are left out."""
+    """Centres, mean of y and its standard error in bins of x; bins of under 10 are left out."""
     x, y = np.asarray(x), np.asarray(y)
     which = np.digitize(x, edges) - 1
     rows = []

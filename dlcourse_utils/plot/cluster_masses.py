@@ -65,21 +65,27 @@ def claim(grid, exact_log_p, train: Clusters, test: Clusters, index: int) -> Non
     ax.plot(grid, p, color=TRUTH)
     ax.errorbar(answer, 0.45 * p.max(), xerr=scatter, fmt="o", color=CLASSICAL, capsize=4, ms=7)
     ax.text(
-        answer + scatter, 0.5 * p.max(), "classical answer:\nM–σ relation ± scatter",
-        color=CLASSICAL, ha="right",
+        answer + scatter + 0.04,
+        0.45 * p.max(),
+        "classical answer:\nM–σ relation ± scatter",
+        color=CLASSICAL,
+        va="center",
     )
     _mark_truth(ax, truth)
     ax.text(truth - 0.02, 1.08 * p.max(), "true mass", ha="right")
     ax.text(truth - 0.2, 0.7 * p.max(), "exact posterior", color=TRUTH, ha="right")
     ax.set(xlabel=MASS, ylabel=PER_DEX, ylim=(0, 1.2 * p.max()))
-    ax.set_xlim(truth - 0.8, max(truth + 1.1, answer + scatter + 0.35))
+    ax.set_xlim(truth - 0.8, answer + scatter + 0.75)
     ax.set_title("One number cannot say what is known of this cluster")
 
 
 def data(train: Clusters, slope, intercept, scatter) -> None:
     """Mass against dispersion and richness, and the residuals of the M-sigma line."""
     few = slice(0, 4000)
-    kinds = ((~train.superposed, DATA, "o", "one structure"), (train.superposed, TRUTH, "^", "two in line"))
+    kinds = (
+        (~train.superposed, DATA, "o", "one structure"),
+        (train.superposed, TRUTH, "^", "two in line"),
+    )
     _, axes = plt.subplots(1, 3, figsize=(11, 3.8))
     for ax, column in ((axes[0], 1), (axes[1], 0)):
         for which, colour, marker, label in kinds:
@@ -87,14 +93,24 @@ def data(train: Clusters, slope, intercept, scatter) -> None:
             ax.plot(
                 10 ** np.asarray(train.features[few, column])[shown],
                 np.asarray(train.log_mass[few])[shown],
-                marker, color=colour, ms=2, alpha=0.5, label=label, ls="none", rasterized=True,
+                marker,
+                color=colour,
+                ms=2,
+                alpha=0.5,
+                label=label,
+                ls="none",
+                rasterized=True,
             )
         ax.set(xscale="log", ylim=(12.9, 15.5))
     line = np.array([2.0, 3.4])
     axes[0].plot(10**line, slope * line + intercept, color=CLASSICAL, ls="-")
     axes[0].fill_between(
-        10**line, slope * line + intercept - scatter, slope * line + intercept + scatter,
-        color=CLASSICAL, alpha=0.15, lw=0,
+        10**line,
+        slope * line + intercept - scatter,
+        slope * line + intercept + scatter,
+        color=CLASSICAL,
+        alpha=0.15,
+        lw=0,
     )
     axes[0].set(xlabel=r"velocity dispersion σ [km/s]", ylabel=MASS, xlim=(60, 3000))
     axes[0].set_title(f"M–σ relation: scatter {scatter:.2f} dex", fontsize=11)
@@ -105,8 +121,13 @@ def data(train: Clusters, slope, intercept, scatter) -> None:
     edges = np.linspace(-1.2, 1.4, 80)
     for which, colour, _, label in kinds:
         axes[2].hist(
-            np.asarray(residual)[np.asarray(which)], edges, color=colour, alpha=0.8, label=label,
-            histtype="stepfilled" if colour == DATA else "step", lw=1.8,
+            np.asarray(residual)[np.asarray(which)],
+            edges,
+            color=colour,
+            alpha=0.8,
+            label=label,
+            histtype="stepfilled" if colour == DATA else "step",
+            lw=1.8,
         )
     axes[2].set(xlabel="line minus true mass [dex]", ylabel="training clusters")
     axes[2].set_title("Two in line look too heavy", fontsize=11)
@@ -145,7 +166,13 @@ def losses(mse_prediction, mae_prediction, exact_mean, exact_median, exact_std) 
         ):
             difference = np.asarray((guess - target) / unit)[skewed]
             ax.hist(
-                difference, edges, density=True, histtype="step", color=colour, ls=style, lw=1.8,
+                difference,
+                edges,
+                density=True,
+                histtype="step",
+                color=colour,
+                ls=style,
+                lw=1.8,
                 label=f"{label}: rms {np.sqrt(np.mean(difference**2)):.2f}",
             )
         ax.set(xlabel=f"network − exact {name} [posterior σ]")
@@ -174,7 +201,13 @@ def summaries(grid, log_q, values: dict, log_mass, index: int) -> None:
     for k, (name, style) in enumerate((("mode", ":"), ("median", "-."), ("mean", "--"))):
         ax.axvline(one[name], color=DATA, ls=style, lw=1.4, ymax=0.98 - 0.09 * k)
         ax.text(one[name] + 0.015, (1.19 - 0.11 * k) * p.max(), name, color=DATA)
-    ax.plot([one["mean"] - one["std"], one["mean"] + one["std"]], [0.03 * p.max()] * 2, color=DATA, lw=3, ls="-")
+    ax.plot(
+        [one["mean"] - one["std"], one["mean"] + one["std"]],
+        [0.03 * p.max()] * 2,
+        color=DATA,
+        lw=3,
+        ls="-",
+    )
     ax.text(one["mean"] + one["std"] + 0.02, 0.02 * p.max(), "mean ± std", color=DATA, fontsize=9)
     _zoom(ax, grid, log_q[index])
     ax.set(xlabel=MASS, ylabel=PER_DEX, ylim=(0, 1.27 * p.max()))
@@ -190,7 +223,15 @@ def prior_change(grid, before, after, exact_log_p, log_mass) -> None:
     _, axes = plt.subplots(1, 3, figsize=(11, 3.5))
     for ax, index, name in zip(axes, chosen, names, strict=True):
         ax.plot(grid, np.exp(before[index]), color=SECOND, ls=":", label="network, training prior")
-        ax.plot(grid, np.exp(exact_log_p[index]), color=TRUTH, lw=4, alpha=0.4, ls="-", label="exact, mass function")
+        ax.plot(
+            grid,
+            np.exp(exact_log_p[index]),
+            color=TRUTH,
+            lw=4,
+            alpha=0.4,
+            ls="-",
+            label="exact, mass function",
+        )
         ax.plot(grid, np.exp(after[index]), color=MODEL, ls="-", label="network, mass function")
         _mark_truth(ax, float(log_mass[index]))
         _zoom(ax, grid, before[index], exact_log_p[index])
@@ -230,7 +271,15 @@ def eight_clusters(grid, log_q, exact_log_p, test: Clusters, index: int) -> None
     chosen = [index] + [int(np.argmin(np.abs(masses - m))) for m in np.linspace(13.4, 15.2, 7)]
     figure, axes = plt.subplots(2, 4, figsize=(11, 4.8))
     for ax, k in zip(axes.flat, chosen, strict=True):
-        ax.plot(grid, np.exp(exact_log_p[k]), color=TRUTH, lw=4.5, alpha=0.4, ls="-", label="exact posterior")
+        ax.plot(
+            grid,
+            np.exp(exact_log_p[k]),
+            color=TRUTH,
+            lw=4.5,
+            alpha=0.4,
+            ls="-",
+            label="exact posterior",
+        )
         ax.plot(grid, np.exp(log_q[k]), color=MODEL, ls="-", lw=1.4, label="network")
         _mark_truth(ax, float(test.log_mass[k]))
         _zoom(ax, grid, exact_log_p[k], log_q[k])
@@ -259,7 +308,9 @@ def calibration(pit_mdn, pit_exact, coverage: Callable) -> None:
         axes[1].plot(levels, excess, color=colour, ls=style, label=label)
     for level in (0.5, 0.68, 0.95):
         axes[1].axvline(level, color=DATA, lw=0.8, ls=":")
-    axes[1].set(xlabel="level of the central interval", ylabel="coverage − level [points]", ylim=(-2.5, 2.5))
+    axes[1].set(
+        xlabel="level of the central interval", ylabel="coverage − level [points]", ylim=(-2.5, 2.5)
+    )
     axes[1].set_title("Coverage: off by less than one point", fontsize=11)
 
 
@@ -272,20 +323,31 @@ def real_clusters(real: SplusClusters, inside, values: dict) -> None:
     pull = difference / np.hypot(std, virial_error)
     _, axes = plt.subplots(1, 2, figsize=(10, 4.2))
     axes[0].errorbar(
-        virial, mean, yerr=[mean - values["low"], values["high"] - mean],
+        virial,
+        mean,
+        yerr=[mean - values["low"], values["high"] - mean],
         xerr=[real.log_mass_low[inside], real.log_mass_high[inside]],
-        fmt="o", color=MODEL, ms=4, lw=0.8, alpha=0.8,
+        fmt="o",
+        color=MODEL,
+        ms=4,
+        lw=0.8,
+        alpha=0.8,
     )
     ends = np.array([12.9, 14.9])
     axes[0].plot(ends, ends, color="black", lw=0.8, ls="-")
-    axes[0].set(xlabel="virial mass of the catalogue [dex]", ylabel="network: mean and 68 % interval [dex]")
+    axes[0].set(
+        xlabel="virial mass of the catalogue [dex]", ylabel="network: mean and 68 % interval [dex]"
+    )
     axes[0].set_title(
-        f"{len(virial)} clusters: offset {difference.mean():+.2f}, scatter {difference.std():.2f} dex",
+        f"{len(virial)} clusters: offset {difference.mean():+.2f}, "
+        f"scatter {difference.std():.2f} dex",
         fontsize=11,
     )
     edges = np.linspace(-4, 4, 25)
     axes[1].hist(np.clip(pull, -4, 4), edges, density=True, color=MODEL, alpha=0.4, lw=0)
-    axes[1].plot(np.linspace(-4, 4, 200), stats.norm.pdf(np.linspace(-4, 4, 200)), color=DATA, ls="--")
+    axes[1].plot(
+        np.linspace(-4, 4, 200), stats.norm.pdf(np.linspace(-4, 4, 200)), color=DATA, ls="--"
+    )
     axes[1].text(1.5, 0.3, "standard normal", color=DATA)
     axes[1].set(xlabel="(network − virial) / joint error", ylabel="density")
     axes[1].set_title(f"Pulls: mean {pull.mean():+.2f}, std {pull.std():.2f}", fontsize=11)
