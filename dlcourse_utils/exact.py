@@ -8,10 +8,14 @@ vanishes at both ends converges faster than any power of the step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+LogDensity = Callable[[jax.Array, jax.Array], jax.Array]
+_BLOCK = 2000
 
 
 def _step(grid: jax.Array) -> jax.Array:
@@ -25,28 +29,23 @@ def normalise(log_p: jax.Array, grid: jax.Array) -> jax.Array:
     return log_p - peak - jnp.log(integral)[:, None]
 
 
-def tabulate(
-    log_density: Callable[[jax.Array, jax.Array], jax.Array],
-    features: jax.Array,
-    grid: jax.Array,
-    *,
-    batch: int = 2000,
-) -> jax.Array:
-    """Normalised log posterior (n, g) of every row of ``features`` (n, d) on ``grid`` (g,).
+def tabulate(log_density: LogDensity, features: jax.Array, grid: jax.Array) -> jax.Array:
+    """``log_density`` of every row of ``features`` (n, d) at every value of ``grid`` (g,); (n, g).
 
-    ``log_density(features, value)`` takes (n, 1, d) and (1, g) and returns (n, g), in nats, up to a
-    constant for each row. Rows are done ``batch`` at a time, so that memory stays bounded.
+    ``log_density(features, value)`` takes (k, 1, d) and (1, g) and returns (k, g), in nats.
     """
-
-    def rows(block: jax.Array) -> jax.Array:
-        return normalise(log_density(block[:, None, :], grid[None, :]), grid)
-
+    # In blocks, so that the integrals inside a likelihood do not fill the memory.
     n = features.shape[0]
-    size = min(batch, n)
+    size = min(_BLOCK, n)
     blocks = -(-n // size)
-    padded = jnp.concatenate([features, jnp.repeat(features[-1:], blocks * size - n, axis=0)])
-    table = jax.jit(lambda x: jax.lax.map(rows, x))(padded.reshape(blocks, size, -1))
+    padded = jnp.pad(features, ((0, blocks * size - n), (0, 0)), mode="edge")
+    table = _tabulate_blocks(log_density, padded.reshape(blocks, size, -1), grid)
     return table.reshape(blocks * size, -1)[:n]
+
+
+@partial(jax.jit, static_argnums=0)
+def _tabulate_blocks(log_density, blocks, grid):
+    return jax.lax.map(lambda block: log_density(block[:, None, :], grid[None, :]), blocks)
 
 
 def log_prob_at(log_p: jax.Array, grid: jax.Array, value: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dlcourse_utils.exact import normalise
 from dlcourse_utils.plot import MODEL, TRUTH
 
 LogPosterior = Callable[[jax.Array], jax.Array]
@@ -25,7 +26,10 @@ class PosteriorExplorer:
     """One figure with the network's and the exact posterior of one cluster, redrawn in place."""
 
     def __init__(self, network: LogPosterior, exact: LogPosterior, grid: jax.Array):
-        self._network, self._exact = jax.jit(network), jax.jit(exact)
+        def normalised(log_p: LogPosterior) -> LogPosterior:
+            return jax.jit(lambda x: normalise(log_p(x), grid))
+
+        self._network, self._exact = normalised(network), normalised(exact)
         # A figure of its own, outside pyplot: nothing is shown twice, nothing is left open.
         self.figure = Figure(figsize=(7, 3.6), dpi=80, layout="constrained")
         self._canvas = FigureCanvasAgg(self.figure)
@@ -72,7 +76,8 @@ def explore_posterior(
 ) -> None:
     """Show sliders for the features of one cluster, and both posteriors moving with them.
 
-    ``network`` and ``exact`` give log posteriors (1, g) of features (1, d) on ``grid`` (g,);
+    ``network`` and ``exact`` give log posteriors (1, g) of features (1, d) on ``grid`` (g,), up to
+    a constant;
     ``ranges`` names the d features with their ends. A page without a kernel shows a still picture.
     """
     explorer = PosteriorExplorer(network, exact, grid)

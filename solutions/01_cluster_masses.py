@@ -78,14 +78,10 @@ train_key, test_key, survey_key = jax.random.split(jax.random.key(1), 3)
 train = clusters.simulate(train_key, 400_000)
 test = clusters.simulate(test_key, 20_000)
 
-
 # The simulator's likelihood is known: Bayes' theorem gives the exact posterior on a grid of masses.
-def log_joint(x, m):
-    return clusters.log_likelihood(x, m) + clusters.log_training_prior(m)
-
-
 grid = jnp.linspace(12.4, 16.0, 301)
-exact_log_p = exact.tabulate(log_joint, test.features, grid)
+log_likelihood = exact.tabulate(clusters.log_likelihood, test.features, grid)
+exact_log_p = exact.normalise(log_likelihood + clusters.log_training_prior(grid), grid)
 
 # %% alt="The exact posterior of one cluster has two peaks; the mass and error bar of the classical relation lie at the heavier one, the true mass at the lighter one."
 two_peaked = figures.pick_two_peaked(exact_log_p, grid, test)
@@ -213,6 +209,7 @@ def train_point_network(loss, label, steps=3_000):
         optimizer=adam(steps),
         steps=steps,
         held_out=(test.features, test.log_mass),
+        reports=10,
         label=label,
     )
     return net.apply(result.params, test.features)[:, 0] + train_mean
@@ -509,14 +506,9 @@ change_prior = check("01.6", change_prior)
 # %%
 survey = clusters.simulate(survey_key, 20_000, survey=True)
 survey_grid = jnp.linspace(clusters.SURVEY_LOW, clusters.SURVEY_HIGH, 301)
-
-
-def survey_log_joint(x, m):
-    return clusters.log_likelihood(x, m) + clusters.log_mass_function(m, x[..., 3])
-
-
-survey_exact = exact.tabulate(survey_log_joint, survey.features, survey_grid)
 log_sky = clusters.log_mass_function(survey_grid, survey.features[:, 3:])
+log_likelihood = exact.tabulate(clusters.log_likelihood, survey.features, survey_grid)
+survey_exact = exact.normalise(log_likelihood + log_sky, survey_grid)
 before = mdn_log_p(survey.features, survey_grid)
 after = change_prior(before, clusters.log_training_prior(survey_grid), log_sky, survey_grid)
 
@@ -686,7 +678,7 @@ if real is not None:
 # %% tags=["widget"] alt="The posterior of one cluster whose features are set by sliders: network and exact posterior lie on top of each other."
 widgets.explore_posterior(
     lambda x: mdn_log_p(x, grid),
-    lambda x: exact.normalise(log_joint(x[:, None, :], grid[None, :]), grid),
+    lambda x: clusters.log_likelihood(x[:, None], grid[None]) + clusters.log_training_prior(grid),
     grid,
     start=test.features[two_peaked],
     ranges=clusters.FEATURE_RANGES,

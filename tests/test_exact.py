@@ -44,18 +44,16 @@ def test_values_at_the_ends_of_the_grid(log_p):
     np.testing.assert_allclose(found, stats.norm.logpdf(ends, MEAN, STD), rtol=1e-4, atol=1e-3)
 
 
-def test_tabulate_is_the_same_for_every_batch():
-    features = jax.random.normal(jax.random.key(0), (23, 2))
+def log_density(x, value):
+    return -0.5 * (value - x[..., 0]) ** 2 - 0.1 * x[..., 1]
 
-    def log_density(x, value):
-        return -0.5 * (value - x[..., 0]) ** 2 - 0.1 * x[..., 1]
 
-    whole = exact.tabulate(log_density, features, GRID)
-    assert whole.shape == (23, 401)
-    np.testing.assert_allclose(
-        whole, exact.tabulate(log_density, features, GRID, batch=5), atol=1e-6
-    )
-    np.testing.assert_allclose(whole, stats.norm.logpdf(GRID, features[:, :1], 1.0), atol=1e-4)
+@pytest.mark.parametrize("n", [1, 23, 2000, 4001])
+def test_tabulate_any_number_of_rows(n):
+    features = jax.random.normal(jax.random.key(0), (n, 2))
+    table = exact.tabulate(log_density, features, GRID)
+    expected = log_density(np.asarray(features)[:, None, :], np.asarray(GRID)[None, :])
+    np.testing.assert_allclose(table, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_valley():

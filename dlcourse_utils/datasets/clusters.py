@@ -339,7 +339,7 @@ def log_likelihood(
     """Log p(log_richness, log_sigma | log_mass, log_n, z), per dex squared.
 
     ``features`` is (..., 4) with the columns `FEATURE_RANGES`; ``log_mass`` broadcasts with its
-    leading axes. ``log_n`` depends on the mass only through the richness, so it needs no factor of its own.
+    leading axes. ``log_n`` depends on the mass only through the richness: it needs no factor.
     """
     single = _log_likelihood_kind(features, log_mass, False, relations)
     double = _log_likelihood_kind(features, log_mass, True, relations)
