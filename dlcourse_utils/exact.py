@@ -22,6 +22,7 @@ def _step(grid: jax.Array) -> jax.Array:
     return (grid[-1] - grid[0]) / (grid.shape[0] - 1)
 
 
+@jax.jit
 def normalise(log_p: jax.Array, grid: jax.Array) -> jax.Array:
     """Subtract the log of the integral over the grid; log_p is (n, g), its result too."""
     peak = jnp.max(log_p, axis=-1, keepdims=True)
@@ -48,6 +49,7 @@ def _tabulate_blocks(log_density, blocks, grid):
     return jax.lax.map(lambda block: log_density(block[:, None, :], grid[None, :]), blocks)
 
 
+@jax.jit
 def log_prob_at(log_p: jax.Array, grid: jax.Array, value: jax.Array) -> jax.Array:
     """Log density of each row at its own ``value`` (n,), inside the grid; (n,), in nats.
 
@@ -78,6 +80,7 @@ def valley(log_p: jax.Array) -> np.ndarray:
     return np.max(np.minimum(left, right) - table, axis=1)
 
 
+@jax.jit
 def cdf(log_p: jax.Array, grid: jax.Array) -> jax.Array:
     """Cumulative probability at every grid point, 0 at the first and 1 at the last; (n, g)."""
     density = jnp.exp(log_p - jnp.max(log_p, axis=-1, keepdims=True))
@@ -86,11 +89,13 @@ def cdf(log_p: jax.Array, grid: jax.Array) -> jax.Array:
     return total / total[:, -1:]
 
 
+@jax.jit
 def cdf_at(log_p: jax.Array, grid: jax.Array, value: jax.Array) -> jax.Array:
     """Probability below ``value`` (n,) under each row: the PIT values, (n,)."""
     return jax.vmap(lambda v, row: jnp.interp(v, grid, row))(value, cdf(log_p, grid))
 
 
+@jax.jit
 def mean_and_std(log_p: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and standard deviation of each row, both (n,), in the units of the grid."""
     p = jnp.exp(normalise(log_p, grid))
@@ -100,6 +105,7 @@ def mean_and_std(log_p: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Arra
     return mean, jnp.sqrt(variance)
 
 
+@jax.jit
 def quantile(log_p: jax.Array, grid: jax.Array, level: float) -> jax.Array:
     """The value below which lies a probability ``level`` of each row; (n,)."""
     return jax.vmap(lambda row: jnp.interp(level, row, grid))(cdf(log_p, grid))

@@ -113,5 +113,6 @@ def explore_posterior(
         print(STILL)
         return
     # Both forms in one output: a page with a kernel takes the widget, any other the picture.
-    widget = {**box._repr_mimebundle_(), "image/png": still, "text/plain": STILL}
-    display(widget, raw=True)
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    widget = {"application/vnd.jupyter.widget-view+json": view}
+    display({**widget, "image/png": still, "text/plain": STILL}, raw=True)

@@ -198,7 +198,7 @@ def adam(steps):
     return optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
 
-def train_point_network(loss, label, steps=3_000):
+def train_point_network(loss, label, steps=2_500):
     net = MLP(n_outputs=1)
     params = net.init(jax.random.key(2), train.features[:1])
     result = fit(
@@ -364,7 +364,7 @@ class MDN(nn.Module):
         return mixture(MLP(n_outputs=3 * N_COMPONENTS)(x))
 
 
-mdn, steps = MDN(), 5_000
+mdn, steps = MDN(), 4_000
 trained = fit(
     lambda params, x, m: nll(mdn.apply(params, x), m),
     mdn.init(jax.random.key(4), train.features[:1]),
