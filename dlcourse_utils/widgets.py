@@ -31,7 +31,7 @@ class PosteriorExplorer:
 
         self._network, self._exact = normalised(network), normalised(exact)
         # A figure of its own, outside pyplot: nothing is shown twice, nothing is left open.
-        self.figure = Figure(figsize=(7, 3.6), dpi=80, layout="constrained")
+        self.figure = Figure(figsize=(7, 3.6), dpi=100, layout="constrained")
         self._canvas = FigureCanvasAgg(self.figure)
         ax = self.figure.add_subplot()
         nothing = np.zeros(len(grid))
@@ -101,7 +101,9 @@ def explore_posterior(
     explorer.label(STILL)
     still = explorer.draw(features())
     explorer.label("")
-    picture = ipywidgets.Image(value=explorer.draw(features()), format="png")
+    picture = ipywidgets.Image(
+        value=explorer.draw(features()), format="png", layout={"max_width": "700px"}
+    )
 
     def redraw(_change) -> None:
         picture.value = explorer.draw(features())

@@ -83,7 +83,7 @@ grid = jnp.linspace(12.4, 16.0, 301)
 log_likelihood = exact.tabulate(clusters.log_likelihood, test.features, grid)
 exact_log_p = exact.normalise(log_likelihood + clusters.log_training_prior(grid), grid)
 
-# %% alt="The exact posterior of one cluster has two peaks; the mass and error bar of the classical relation lie at the heavier one, the true mass at the lighter one."
+# %% alt="The exact posterior of one cluster has two peaks. The classical mass lies between them with an error bar that spans both; the true mass is at the lighter peak."
 two_peaked = figures.pick_two_peaked(exact_log_p, grid, test)
 figures.claim(grid, exact_log_p, train, test, two_peaked)
 
@@ -135,7 +135,7 @@ print(f"log10 M = {slope:.2f} log10 sigma {intercept:+.2f}, scatter {scatter:.3f
 figures.data(train, slope, intercept, scatter)
 
 # %% [markdown]
-# The line has a scatter of almost 0.3 dex: a factor of two. The structures in line (orange) sit below
+# The line has a scatter of 0.3 dex: a factor of two. The structures in line (orange) sit below
 # it: they look heavier than they are. The richness helps to tell, and the number of velocities says
 # how far to trust the dispersion. A network can use all four features.
 

@@ -34,7 +34,7 @@ def hint(id: str, number: int = 1) -> None:
     number = min(max(int(number), 1), len(task.hints))
     more = "" if number == len(task.hints) else f'\n\nThe next one: hint("{id}", {number + 1})'
     text = f"Hint {number} of {len(task.hints)}: {task.hints[number - 1]}{more}"
-    report.show_both(text, f"<p>{html.escape(text)}</p>".replace("\n\n", "<br>"))
+    report.show_both(text, f"<p>{report.inline(text)}</p>".replace("\n\n", "<br>"))
 
 
 def solution(id: str) -> None:

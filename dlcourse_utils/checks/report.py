@@ -33,11 +33,11 @@ def rich(title: str, report: Report) -> str:
     parts = [
         f'<strong><span style="color:{colour}" aria-hidden="true">{html.escape(symbol)}</span> '
         f"{html.escape(title)} · {html.escape(word)}</strong>",
-        _inline(report.says),
+        inline(report.says),
     ]
     if report.detail:
         parts.append(f"<code>{html.escape(report.detail)}</code>")
-    parts += [_inline(text) for text in (report.why, report.next) if text]
+    parts += [inline(text) for text in (report.why, report.next) if text]
     return (
         f'<div style="border-left:4px solid {colour};padding:4px 12px;line-height:1.5">'
         + "<br>".join(parts)
@@ -45,7 +45,8 @@ def rich(title: str, report: Report) -> str:
     )
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
+    """Text as HTML: escaped, with `code` in its own font."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
 
 
