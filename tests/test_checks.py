@@ -3,6 +3,8 @@
 import inspect
 import io
 import json
+import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -13,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from right_answers import RIGHT
+from tensorflow_probability.substrates import jax as tfp
 
 from dlcourse_utils import checks, lessons
 from dlcourse_utils.checks import engine, record, report
 from dlcourse_utils.errors import CourseError
+
+tfd = tfp.distributions
 
 # TFP, and solutions written as a student would, broadcast (n, g) with (g,).
 pytestmark = pytest.mark.tfp_ranks
@@ -106,9 +111,9 @@ def test_wrong_answers_are_far_from_right(id, name):
     right = engine._run(spec, reference(id), cases)
     wrong = engine._run(spec, suspect(id, name).wrong, cases)
     distances = []
-    for case, labels in right.values.items():
+    for case, labels in right.items():
         for label, value in labels.items():
-            other = wrong.values[case][label]
+            other = wrong[case][label]
             if other.shape != value.shape or not np.isfinite(other).all():
                 return
             tolerance = engine._tolerance(spec, label) + spec.rtol * np.abs(value)
@@ -211,6 +216,33 @@ def test_an_endless_loop_is_stopped(monkeypatch, endless):
     assert back is endless and "did not finish within" in said
 
 
+def test_an_exception_in_a_library_is_told_with_the_students_line():
+    def mse(prediction, target):
+        if len(target) == 33:
+            return statistics.mean([])
+        return reference("01.2")(prediction, target)
+
+    _, said = checked("01.2", mse)
+    assert "return statistics.mean([])" in said and "StatisticsError" in said
+    assert "an array of shape (33, 1)" in said, "the inputs of the case that failed"
+
+
+def test_leaving_python_is_an_error_like_any_other():
+    back, said = checked("01.2", lambda f, m: sys.exit(3))
+    assert "SystemExit" in said and callable(back)
+
+
+def test_the_time_limit_leaves_the_timer_as_it_was():
+    before = signal.getsignal(signal.SIGALRM)
+    signal.setitimer(signal.ITIMER_REAL, 500.0)
+    try:
+        checked("01.2", reference("01.2"))
+        assert 400 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
+        assert signal.getsignal(signal.SIGALRM) == before
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+
 def test_an_exception_is_told_with_the_line_and_the_inputs():
     def mse(prediction, target):
         return jnp.men((prediction - target) ** 2)
@@ -220,17 +252,52 @@ def test_an_exception_is_told_with_the_line_and_the_inputs():
     assert "an array of shape (8, 1) and dtype float32" in said
 
 
-def test_numpy_in_a_loss_cannot_be_differentiated():
-    def mse(prediction, target):
-        return np.mean((np.asarray(prediction)[:, 0] - np.asarray(target)) ** 2)
+def mixture_in_numpy(outputs):
+    a, b, c = np.split(np.asarray(outputs), 3, axis=1)
+    scale = np.float32(0.01 + 0.6 * np.logaddexp(0.0, c))
+    return tfd.MixtureSameFamily(tfd.Categorical(logits=a), tfd.Normal(14.2 + 0.6 * b, scale))
 
-    _, said = checked("01.2", mse)
+
+@pytest.mark.parametrize(
+    ("id", "answer"),
+    [
+        ("01.2", lambda f, m: np.mean((np.asarray(f)[:, 0] - np.asarray(m)) ** 2)),
+        ("01.3", mixture_in_numpy),
+        ("01.4", lambda q, m: np.mean(-np.asarray(q.log_prob(m)))),
+    ],
+)
+def test_numpy_in_what_is_trained_cannot_be_differentiated(id, answer):
+    _, said = checked(id, answer)
     assert "JAX cannot differentiate it" in said and "jnp instead of np" in said
 
 
-def test_a_stopped_gradient_is_seen():
-    _, said = checked("01.2", lambda f, m: jnp.mean((jax.lax.stop_gradient(f)[:, 0] - m) ** 2))
+@pytest.mark.parametrize(
+    ("id", "answer"),
+    [
+        ("01.2", lambda f, m: jnp.mean((jax.lax.stop_gradient(f)[:, 0] - m) ** 2)),
+        ("01.3", lambda x: reference("01.3")(jax.lax.stop_gradient(x))),
+        ("01.4", lambda q, m: -jnp.mean(jax.lax.stop_gradient(q.log_prob(m)))),
+    ],
+)
+def test_a_stopped_gradient_is_seen(id, answer):
+    _, said = checked(id, answer)
     assert "its gradient is not" in said
+
+
+def test_results_must_come_as_the_next_cell_takes_them():
+    _, said = checked("01.5", lambda log_p, grid: tuple(reference("01.5")(log_p, grid).values()))
+    assert "expected a dict with mean, std, median, mode, low, high" in said
+    _, said = checked("01.1", lambda s, m: dict(zip("abc", reference("01.1")(s, m), strict=True)))
+    assert "returns a dict; expected (slope, intercept, scatter)" in said
+
+
+def test_two_mistakes_at_once_name_one_of_them():
+    def summarise(log_p, grid):
+        right = dict(reference("01.5")(log_p, grid))
+        return right | {"std": right["std"] ** 2, "mode": right["median"]}
+
+    _, said = checked("01.5", summarise)
+    assert "The std is a variance." in said or "The mode is the median." in said
 
 
 def test_a_function_with_a_memory_is_seen():

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dlcourse_utils import lessons
@@ -46,8 +45,9 @@ class Spec:
     """How one exercise is checked.
 
     ``cases(rng)`` gives named argument tuples; ``evaluate(function, arguments)`` what is compared:
-    one array, or as many as there are ``labels``. ``atol`` is one number or one for each label.
-    ``gradient`` asks that the result can be differentiated by the first argument.
+    one array, or one for each of the ``labels``, in a tuple or, with ``mapping``, in a dict.
+    ``atol`` is one number or one for each label. ``gradient(function, arguments)`` is what training
+    differentiates, as an array, where there is such a thing.
     """
 
     id: str
@@ -56,10 +56,11 @@ class Spec:
     suspects: tuple[Suspect, ...]
     insight: str
     labels: tuple[str, ...] = ("value",)
+    mapping: bool = False
     evaluate: Callable[[Callable, tuple], Any] = lambda function, arguments: function(*arguments)
     atol: float | Mapping[str, float] = 1e-4
     rtol: float = 1e-4
-    gradient: bool = False
+    gradient: Callable[[Callable, tuple], jax.Array] | None = None
 
 
 class Report(NamedTuple):
@@ -81,8 +82,16 @@ class _OutOfTime(BaseException):
     """Past the time limit. Not an Exception, so that a student's `except Exception` lets it by."""
 
 
-class _Results(NamedTuple):
-    values: dict[str, dict[str, np.ndarray]]  # case -> label -> array
+class _Raised(Exception):
+    """The student's code raised ``error`` when it was called with ``arguments``."""
+
+    def __init__(self, error: BaseException, arguments: tuple):
+        super().__init__(str(error))
+        self.error, self.arguments = error, arguments
+
+
+# What a function returned: case -> label -> array.
+Results = dict[str, dict[str, np.ndarray]]
 
 
 @functools.cache
@@ -124,7 +133,7 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
             "Run the cell that defines it again; do not give its name to anything else.",
             diagnosis="not_callable",
         )
-    if _instructions(answer) is not None and _instructions(answer) == _instructions(stub(spec.id)):
+    if (mine := _instructions(answer)) is not None and mine == _instructions(stub(spec.id)):
         return Report(
             NOT_STARTED,
             f"`{spec.name}` is still empty.",
@@ -134,11 +143,10 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
     cases = spec.cases(np.random.default_rng(seed))
     if misfit := _arity(spec, answer, next(iter(cases.values()))):
         return misfit
-    expected = _run(spec, reference, cases)
     try:
-        with _time_limit(TIME_LIMIT):
-            got = _run(spec, answer, cases)
-            again = _run(spec, answer, dict([next(iter(cases.items()))]))
+        # Full precision: a GPU may otherwise multiply matrices with ten bits.
+        with _time_limit(TIME_LIMIT), jax.default_matmul_precision("highest"):
+            return _compare(spec, answer, reference, cases)
     except _OutOfTime:
         return Report(
             ERROR,
@@ -155,12 +163,17 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
             "Look at the docstring: it says what to return.",
             diagnosis="wrong_kind",
         )
-    except Exception as error:  # whatever the student's code raises is reported, not raised
-        return _raised(spec, error, cases)
+    except _Raised as raised:
+        return _report_error(answer, raised)
+
+
+def _compare(spec: Spec, answer: Callable, reference: Callable, cases: dict) -> Report:
+    expected = _run(spec, reference, cases)
+    got = _run(spec, answer, cases)
     if problem := _mismatch(spec, got, expected, cases):
         return problem
-    first = next(iter(cases))
-    if _different(spec, again, _Results({first: got.values[first]})):
+    first = dict([next(iter(cases.items()))])
+    if _different(spec, _run(spec, answer, first), {name: got[name] for name in first}):
         return Report(
             WRONG,
             f"`{spec.name}` gives two different results for the same input.",
@@ -176,31 +189,39 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
 # --- running ---------------------------------------------------------------------------------
 
 
-def _run(spec: Spec, function: Callable, cases: dict[str, tuple]) -> _Results:
-    return _Results(
-        {name: _labelled(spec, spec.evaluate(function, args)) for name, args in cases.items()}
-    )
+def _run(spec: Spec, function: Callable, cases: dict[str, tuple]) -> Results:
+    results = {}
+    for name, arguments in cases.items():
+        try:
+            result = spec.evaluate(function, arguments)
+        except Misfit:
+            raise
+        except (Exception, SystemExit) as error:  # whatever it raises is reported, not raised
+            raise _Raised(error, arguments) from error
+        results[name] = _labelled(spec, result)
+    return results
 
 
 def _labelled(spec: Spec, result: Any) -> dict[str, np.ndarray]:
-    """The result as {label: array}; a tuple, list, mapping or stacked array has one a label."""
-    count = len(spec.labels)
+    """The result as {label: array}, if it is of the kind that the next cells expect."""
+    wanted = ", ".join(spec.labels)
     if result is None:
         raise Misfit(f"`{spec.name}` returns None: is there a `return`?")
-    if isinstance(result, Mapping):
+    if len(spec.labels) == 1:
+        parts = [result]
+    elif spec.mapping:
+        if not isinstance(result, Mapping):
+            raise Misfit(
+                f"`{spec.name}` returns {_describe(result)}; expected a dict with {wanted}."
+            )
         if missing := [label for label in spec.labels if label not in result]:
             raise Misfit(f"The result of `{spec.name}` has no entry {missing[0]!r}.")
         parts = [result[label] for label in spec.labels]
-    elif count == 1:
-        parts = [result]
     else:
-        try:
-            parts = list(result)
-        except TypeError:
-            parts = []
-        if len(parts) != count:
-            wanted = ", ".join(spec.labels)
-            raise Misfit(f"`{spec.name}` returns {_describe(result)}; expected {wanted}.")
+        sized = hasattr(result, "__len__") and not isinstance(result, Mapping)
+        if not sized or np.ndim(result) == 0 or len(result) != len(spec.labels):
+            raise Misfit(f"`{spec.name}` returns {_describe(result)}; expected ({wanted}).")
+        parts = list(result)
     arrays = {}
     for label, part in zip(spec.labels, parts, strict=True):
         if part is None:
@@ -249,20 +270,26 @@ def _time_limit(seconds: float) -> Iterator[None]:
     def stop(*_):
         raise _OutOfTime
 
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    handler = signal.signal(signal.SIGALRM, stop)
+    # It rings again every second, for code that swallows the first exception.
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
+
+
+def _unwrapped(function: Any) -> Any:
+    """The function inside jit, partial and other wrappers."""
+    while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
+        function = getattr(function, "__wrapped__", None) or function.func
+    return function
 
 
 def _instructions(function: Any) -> list[tuple[str, Any]] | None:
     """What a function does: its instructions, without line numbers and docstring."""
-    while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
-        function = getattr(function, "__wrapped__", None) or function.func
-    code = getattr(function, "__code__", None)
+    code = getattr(_unwrapped(function), "__code__", None)
     if code is None:
         return None
     return [
@@ -285,32 +312,33 @@ def _same(spec: Spec, label: str, one: np.ndarray, two: np.ndarray) -> bool:
     )
 
 
-def _different(spec: Spec, one: _Results, two: _Results) -> list[tuple[str, str]]:
+def _different(spec: Spec, one: Results, two: Results) -> list[tuple[str, str]]:
     """Cases and labels in which two results differ."""
     return [
         (case, label)
-        for case, labels in two.values.items()
+        for case, labels in two.items()
         for label in spec.labels
-        if not _same(spec, label, one.values[case][label], labels[label])
+        if not _same(spec, label, one[case][label], labels[label])
     ]
 
 
-def suspects_of(spec: Spec, got: _Results, expected: _Results, cases: dict) -> list[Suspect]:
-    """The suspects whose results are those of the answer in every case, and not the right ones."""
-    found = []
+def _suspect(spec: Spec, got: Results, expected: Results, cases: dict) -> Suspect | None:
+    """The suspect who explains most of the wrong labels, in every case; None if there is none."""
+    explained = {}
     for suspect in spec.suspects:
         theirs = _run(spec, suspect.wrong, cases)
-        if not _different(spec, got, theirs) and _different(spec, theirs, expected):
-            found.append(suspect)
-    return found
+        labels = {label for _, label in _different(spec, theirs, expected)}
+        if not labels & {label for _, label in _different(spec, got, theirs)}:
+            explained[suspect] = len(labels)
+    return max(explained, key=explained.__getitem__) if explained else None
 
 
-def _mismatch(spec: Spec, got: _Results, expected: _Results, cases: dict) -> Report | None:
+def _mismatch(spec: Spec, got: Results, expected: Results, cases: dict) -> Report | None:
     differing = _different(spec, got, expected)
     if not differing:
         return None
     case, label = differing[0]
-    mine, right = got.values[case][label], expected.values[case][label]
+    mine, right = got[case][label], expected[case][label]
     what = "" if len(spec.labels) == 1 else f"{label}: "
     held = len(cases) - len({name for name, _ in differing})
     count = f" (right in {held} of {len(cases)} cases)" if held else ""
@@ -319,9 +347,7 @@ def _mismatch(spec: Spec, got: _Results, expected: _Results, cases: dict) -> Rep
         detail = f"{what}expected {right[index]:.3g}, got {mine[index]:.3g}{count}"
     else:
         detail = f"{what}expected shape {right.shape}, got {mine.shape}{count}"
-    found = suspects_of(spec, got, expected, cases)
-    if len(found) == 1:
-        suspect = found[0]
+    if suspect := _suspect(spec, got, expected, cases):
         return Report(
             WRONG, suspect.says, suspect.why, suspect.next, detail, diagnosis=suspect.name
         )
@@ -343,7 +369,7 @@ def _mismatch(spec: Spec, got: _Results, expected: _Results, cases: dict) -> Rep
             detail,
             diagnosis="not_finite",
         )
-    says, diagnosis = _signature(spec, got, expected)
+    says, diagnosis = _signature(spec, label, got, expected)
     return Report(
         WRONG,
         says,
@@ -359,12 +385,10 @@ def _worst(mine: np.ndarray, right: np.ndarray) -> tuple:
     return np.unravel_index(int(np.argmax(np.nan_to_num(gap, nan=np.inf))), gap.shape)
 
 
-def _signature(spec: Spec, got: _Results, expected: _Results) -> tuple[str, str]:
+def _signature(spec: Spec, label: str, got: Results, expected: Results) -> tuple[str, str]:
     """A sentence for a mistake that no suspect explains: a factor, an offset, or a value."""
-    wrong = sorted({label for _, label in _different(spec, got, expected)})
-    label = wrong[0]
     mine, right = (
-        np.concatenate([np.ravel(labels[label]) for labels in results.values.values()])
+        np.concatenate([np.ravel(labels[label]) for labels in results.values()])
         for results in (got, expected)
     )
     name = f"`{spec.name}`" if len(spec.labels) == 1 else f"the {label} of `{spec.name}`"
@@ -375,7 +399,7 @@ def _signature(spec: Spec, got: _Results, expected: _Results) -> tuple[str, str]
         if np.allclose(ratio, -1.0, rtol=1e-3):
             return f"{name} has the wrong sign.", "sign"
         if np.allclose(ratio, ratio[0], rtol=1e-3):
-            return f"{name} is {ratio[0]:.3g} times the right value, always.", "factor"
+            return f"{name} is {ratio[0]:.5g} times the right value, always.", "factor"
         offset = (mine - right)[usable]
         if np.allclose(offset, offset[0], rtol=1e-3, atol=1e-4):
             return f"{name} is off by {offset[0]:.3g}, always.", "offset"
@@ -383,39 +407,30 @@ def _signature(spec: Spec, got: _Results, expected: _Results) -> tuple[str, str]
 
 
 def _gradient(spec: Spec, answer: Callable, reference: Callable, cases: dict) -> Report | None:
-    name, arguments = next(iter(cases.items()))
-
-    def slope(function: Callable) -> np.ndarray:
-        def total(first):
-            result = spec.evaluate(function, (first, *arguments[1:]))
-            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(result))
-
-        return np.asarray(jax.grad(total)(arguments[0]))
-
+    assert spec.gradient is not None
+    arguments = next(iter(cases.values()))
+    why = "Training follows the gradient of this function."
     try:
-        with _time_limit(TIME_LIMIT):
-            mine = slope(answer)
-    except (_OutOfTime, Exception) as error:
+        mine = np.asarray(spec.gradient(answer, arguments))
+    except Exception as error:
         return Report(
             WRONG,
             f"The value of `{spec.name}` is right, but JAX cannot differentiate it.",
-            "Training follows the gradient of this function.",
+            why,
             "Use jnp instead of np, and no float() or Python loop on the values.",
-            f"{type(error).__name__}",
+            type(error).__name__,
             diagnosis="no_gradient",
         )
-    right = slope(reference)
-    if mine.shape == right.shape and np.allclose(mine, right, rtol=1e-3, atol=1e-5):
+    right = np.asarray(spec.gradient(reference, arguments))
+    if np.allclose(mine, right, rtol=1e-3, atol=1e-4):
         return None
-    index = _worst(mine, right) if mine.shape == right.shape else ...
+    index = _worst(mine, right)
     return Report(
         WRONG,
         f"The value of `{spec.name}` is right, but its gradient is not.",
-        "Training follows the gradient of this function.",
+        why,
         "Look for stop_gradient, rounding, or a constant where the argument should be.",
-        f"case {name}: expected {right[index]:.3g}, got {mine[index]:.3g}"
-        if index is not ...
-        else "",
+        f"gradient: expected {right[index]:.3g}, got {mine[index]:.3g}",
         diagnosis="gradient",
     )
 
@@ -433,26 +448,21 @@ def _describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _raised(spec: Spec, error: Exception, cases: dict[str, tuple]) -> Report:
-    # The last line of the student's own code, not of a library or of this one.
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename and frame.filename != __file__
+def _report_error(answer: Callable, raised: _Raised) -> Report:
+    # The last line in the file or cell of the student's own function.
+    code = getattr(_unwrapped(answer), "__code__", None)
+    lines = [
+        f"line {frame.lineno}: {linecache.getline(frame.filename, frame.lineno or 0).strip()}"
+        for frame in traceback.extract_tb(raised.error.__traceback__)
+        if code is not None and frame.filename == code.co_filename
     ]
-    where = ""
-    if frames:
-        number = frames[-1].lineno or 0
-        line = linecache.getline(frames[-1].filename, number).strip()
-        where = f"line {number}: {line}"
-    arguments = next(iter(cases.values()))
-    given = ", ".join(_describe(argument) for argument in arguments)
-    text = str(error).strip().split("\n")[0]
+    given = ", ".join(_describe(argument) for argument in raised.arguments)
+    kind, text = type(raised.error).__name__, str(raised.error).strip().split("\n")[0]
     return Report(
         ERROR,
-        f"Your code raised {type(error).__name__}: {text[:200]}",
+        f"Your code raised {kind}: {text[:200]}",
         f"It was called with {given}.",
         "Run it yourself on such arguments and follow the traceback.",
-        where,
-        diagnosis=f"raised_{type(error).__name__}",
+        lines[-1] if lines else "",
+        diagnosis=f"raised_{kind}",
     )
