@@ -30,6 +30,23 @@ def find_python(version: str) -> str:
     pytest.skip(f"there is no Python {version} on this machine")
 
 
+def stored(path: Path) -> bytes:
+    """The file as git has it, because in the folder a student may work; without git, the file."""
+    name = path.relative_to(ROOT).as_posix()
+    done = subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True)
+    return path.read_bytes() if done.returncode else done.stdout
+
+
+def committed(folder: str) -> list[Path]:
+    """The files of a folder that git has; without git, all but the copies of a student's work."""
+    command = ["git", "ls-tree", "-r", "-z", "--name-only", "HEAD", f"{folder}/"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True)
+    if done.returncode == 0 and done.stdout:
+        return [ROOT / name for name in done.stdout.decode().split("\0") if name]
+    found = (path for path in sorted((ROOT / folder).rglob("*")) if path.is_file())
+    return [path for path in found if ".mine-" not in path.name and path.parent.name[:1] != "."]
+
+
 def copy_checkout(target: Path) -> Path:
     """What a clone of the checkout holds as it stands, uncommitted changes included."""
     shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*_MADE))

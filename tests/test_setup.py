@@ -12,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from dlcourse_utils import __version__, bootstrap, cli, env, paths
-from tests.environments import ROOT
+from tests.environments import ROOT, committed, stored
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -22,8 +22,8 @@ WANTED = [Requirement(text) for text in sum(EXTRAS.values(), PROJECT["dependenci
 TRACKED = [
     path
     for folder in (".ci", ".github", "course", "data", "dlcourse_utils", "solutions", "tests")
-    for path in sorted((ROOT / folder).rglob("*"))
-    if path.is_file() and path.suffix in {"", ".py", ".ipynb", ".md", ".toml", ".txt", ".yml"}
+    for path in committed(folder)
+    if path.suffix in {"", ".py", ".ipynb", ".md", ".toml", ".txt", ".yml"} and path.is_file()
 ] + [path for path in sorted(ROOT.iterdir()) if path.is_file()]
 
 
@@ -89,7 +89,8 @@ def test_the_address_is_set_in_one_place() -> None:
 
 
 def read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
+    data = stored(path) if path.parent == ROOT / "course" else path.read_bytes()
+    return data.decode(errors="replace")
 
 
 def test_versions_agree() -> None:
@@ -208,6 +209,8 @@ def test_course_home_moves_everything(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_set_up_cell_installs_the_released_tag() -> None:
     lines = env.colab_setup_lines(PROJECT["urls"]["Repository"], f"v{__version__}")
-    for notebook in (ROOT / "course").glob("*.ipynb"):
-        assert f"@v{__version__}" in read(notebook)
-        assert lines.splitlines()[2].strip().replace('"', '\\"') in read(notebook)
+    for path in committed("course"):
+        if path.suffix == ".ipynb":
+            text = stored(path).decode()
+            assert f"@v{__version__}" in text
+            assert lines.splitlines()[2].strip().replace('"', '\\"') in text
