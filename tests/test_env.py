@@ -131,7 +131,7 @@ def test_numpy_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_old_and_missing_packages(versions) -> None:
     versions(numpy="1.24.4")
     sentence = (
-        "numpy 1.24.4 is too old, the course needs >=1.26: run `pip install 'numpy>=1.26'` "
+        "numpy 1.24.4 is too old, the course needs >=2.0: run `pip install 'numpy>=2.0'` "
         "and restart the kernel."
     )
     assert state("packages") == ("broken", sentence)
