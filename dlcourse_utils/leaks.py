@@ -11,6 +11,8 @@ from dlcourse_utils.percent import SourceError
 
 # A shorter line, or the return of a name, says nothing: it is found everywhere by chance.
 _TRIVIAL = re.compile(r".{0,11}|return [\w.]+|[^A-Za-z]*")
+_QUOTED = re.compile(r"`([^`]+)`")
+_COMMENT = re.compile(r"\s+#\s.*")
 _LONG = 25  # characters from which a line counts as found inside another line too
 
 
@@ -18,19 +20,19 @@ def refuse_leaks(lessons: Iterable[Lesson], shown: dict[str, str]) -> None:
     """Raise SourceError for the first line of a solution that a text in `shown` has.
 
     `shown`: name and text of each file of course/. Lines that are also code outside the solution
-    regions of some lesson are no secret.
+    regions of some lesson are no secret; what its text or a comment says does not make them so.
     """
     lessons = list(lessons)
-    known = {line.strip() for lesson in lessons for line in _outside(lesson)}
-    code = "\n".join(line for lesson in lessons for line in _outside(lesson, code_only=True))
+    known = {_bare(line) for lesson in lessons for line in _code_outside(lesson)}
+    bodies = {name: {line.strip() for line in body.split("\n")} for name, body in shown.items()}
     for lesson in lessons:
         for exercise in lesson.exercises.values():
             for number, text in exercise.solution_lines:
-                line = text.strip()
-                if _TRIVIAL.fullmatch(line) or line in known or line in code:
+                line = _bare(text)
+                if _TRIVIAL.fullmatch(line) or line in known:
                     continue
-                for name, body in shown.items():
-                    if _has(body, line):
+                for name, body in bodies.items():
+                    if any(_says(other, line, known) for other in body):
                         what = f"the solution line {line!r} can be read in {name}"
                         raise SourceError(lesson.path, number, what, "it in no file of course/")
 
@@ -51,15 +53,25 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _has(body: str, line: str) -> bool:
-    if line not in body:
-        return False
-    return len(line) >= _LONG or any(other.strip() == line for other in body.split("\n"))
+def _says(shown: str, line: str, known: set[str]) -> bool:
+    """Whether a shown line is a line of a solution, quotes it, or has it inside.
+
+    Code outside the regions, which `known` has, may have it inside, its comments may not.
+    """
+    bare = _bare(shown)
+    if bare == line or line in _QUOTED.findall(shown):
+        return True
+    return len(line) >= _LONG and line in shown and not (bare in known and line in bare)
 
 
-def _outside(lesson: Lesson, code_only: bool = False) -> Iterator[str]:
+def _bare(line: str) -> str:
+    """A line of code without its comment, and a comment without its mark."""
+    return _COMMENT.sub("", line.strip().lstrip("# "))
+
+
+def _code_outside(lesson: Lesson) -> Iterator[str]:
+    """The code that students get, line by line, without lines that are comments only."""
     for cell in lesson.cells:
-        if cell.kind == "code" and cell.exercise:
-            yield from lesson.exercises[cell.exercise].stub.split("\n")
-        elif cell.kind == "code" or not code_only:
-            yield from cell.source.split("\n")
+        if cell.kind == "code":
+            text = lesson.exercises[cell.exercise].stub if cell.exercise else cell.source
+            yield from (line for line in text.split("\n") if not line.strip().startswith("#"))

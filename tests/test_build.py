@@ -178,6 +178,27 @@ def test_a_solution_line_quoted_in_a_hint_is_refused(checkout, runs):
     assert not (checkout / "course").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# Answer: up", f"# Answer: write\n#\n# ```\n# {ANSWER}\n# ```\n#\n# up"),
+        ("numbers = [1.0", f"# {ANSWER}\nnumbers = [1.0"),
+        ("numbers = [1.0", f"#{ANSWER}  # as asked\nnumbers = [1.0"),
+        ("dot = (", f"one = 1.0  # {ANSWER}\ndot = ("),
+    ],
+    ids=["answer", "comment", "comment of a comment", "after code"],
+)
+def test_a_solution_line_in_the_source_outside_its_region_is_refused(old, new, checkout, runs):
+    edit(checkout / "solutions" / "01_tiny.py", old, new)
+    with pytest.raises(SourceError, match=r"the solution line .* can be read in course/01_tiny"):
+        build()
+
+
+def test_code_that_students_get_anyway_is_no_leak(checkout, runs):
+    edit(checkout / "solutions" / "01_tiny.py", "dot = (", f"x = [1.0]\n{ANSWER}\ndot = (")
+    assert build() == 0
+
+
 @pytest.mark.parametrize("cutter", ["not cut", "metadata"])
 def test_a_builder_that_ships_the_answer_is_found(cutter):
     lesson = lessons.load(GOLDEN / "01_tiny.py")
