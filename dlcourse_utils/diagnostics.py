@@ -30,6 +30,11 @@ def mean_with_error(values: jax.Array | np.ndarray) -> Estimate:
     return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size)))
 
 
+def binomial_error(probability: float, n: int) -> float:
+    """Standard error of the fraction of n independent trials that succeed."""
+    return float(np.sqrt(probability * (1.0 - probability) / n))
+
+
 def binomial_band(probability: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Central interval of the fraction of n independent trials that succeed."""
     low, high = stats.binom.interval(level, n, probability)

@@ -66,12 +66,18 @@ def fit(
 
     Raises `FitError` if the data do not fit together or the loss stops being a finite number.
     """
-    _check_data(data, "data", len(data))
+    for name, number in (("steps", steps), ("batch_size", batch_size), ("reports", reports)):
+        if not isinstance(number, int) or number < 1:
+            raise FitError(f"`{name}` must be a whole number of at least 1; got {number!r}.")
+    data = _checked(data, "data", None)
     if held_out is not None:
-        _check_data(held_out, "held_out", len(data))
+        held_out = _checked(held_out, "held_out", len(data))
     elif patience is not None:
         raise FitError("`patience` needs `held_out` data: pass some, or leave patience out.")
-    every = max(1, steps // reports)
+    shape = jax.eval_shape(loss, params, *(array[:1] for array in data)).shape
+    if shape != ():
+        raise FitError(f"The loss must return one number; it has shape {shape}: take its mean.")
+    every = -(-steps // reports)
 
     # The first step donates its arguments: work on a copy, the caller's parameters stay valid.
     params = jax.tree.map(jnp.array, params)
@@ -89,7 +95,7 @@ def fit(
     held_out_loss = jax.jit(loss)
     line = _Line(label, steps)
     history: list[tuple[int, float, float]] = []
-    best, best_params, waited = np.inf, params, 0
+    best, best_params, waited = np.inf, jax.tree.map(jnp.array, params), 0
     total = jnp.zeros(())
     for index in range(steps):
         params, opt_state, total = train_step(params, opt_state, total, np.int32(index), data)
@@ -101,11 +107,11 @@ def fit(
         train_loss = float(total) / since
         total = jnp.zeros(())
         test_loss = float(held_out_loss(params, *held_out)) if held_out is not None else np.nan
-        if not np.isfinite(train_loss) or np.isinf(test_loss):
+        if not np.isfinite(train_loss) or (held_out is not None and not np.isfinite(test_loss)):
             raise FitError(
-                f"The loss of {label} is {train_loss:.3g} at step {done}: it has left the finite "
-                "numbers. Check the sign of the loss and the scales of the model, then try a "
-                "smaller learning rate."
+                f"The loss of {label} is {train_loss:.3g} at step {done} ({test_loss:.3g} on "
+                "held-out data): it has left the finite numbers. Check the sign of the loss and "
+                "the scales of the model, then try a smaller learning rate."
             )
         history.append((done, train_loss, test_loss))
         line.update(done, train_loss, test_loss)
@@ -121,16 +127,20 @@ def fit(
     return FitResult(best_params if patience is not None else params, History(step, train, test))
 
 
-def _check_data(data: tuple[jax.Array, ...], name: str, count: int) -> None:
-    if not isinstance(data, tuple) or not data or len(data) != count:
-        raise FitError(f"`{name}` must be a tuple of {count} array(s), such as (x, y).")
-    lengths = {array.shape[0] for array in data}
+def _checked(data: Any, name: str, count: int | None) -> tuple[jax.Array, ...]:
+    """The data as arrays on the device, if they fit together."""
+    if not isinstance(data, tuple) or not data or count not in (None, len(data)):
+        wanted = "arrays" if count is None else f"{count} arrays"
+        raise FitError(f"`{name}` must be a tuple of {wanted}, such as (x, y).")
+    arrays = tuple(jnp.asarray(array) for array in data)
+    lengths = {array.shape[0] if array.ndim else 0 for array in arrays}
     if len(lengths) != 1 or 0 in lengths:
-        shapes = ", ".join(str(array.shape) for array in data)
+        shapes = ", ".join(str(array.shape) for array in arrays)
         raise FitError(f"The arrays of `{name}` need one common, non-zero length; got {shapes}.")
-    for array in data:
+    for array in arrays:
         if jnp.issubdtype(array.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(array))):
             raise FitError(f"`{name}` holds NaN or infinite values: remove those rows first.")
+    return arrays
 
 
 class _Line:

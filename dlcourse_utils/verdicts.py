@@ -48,6 +48,7 @@ def verdict(
     if low is None and high is None:
         raise ValueError(f"The verdict {name!r} has no band: give low, high or both.")
     value = float(value)
+    low, high = (None if end is None else float(end) for end in (low, high))
     ok = math.isfinite(value)
     ok &= low is None or value >= low
     ok &= high is None or value <= high
@@ -70,7 +71,7 @@ def sentence(record: Verdict) -> str:
     word = "✓ pass" if record.ok else "✗ fail"
     error = "" if record.error is None else f" ± {record.error:.1g}"
     unit = f" {record.unit}" if record.unit else ""
-    return f"{word} · {record.name}: {record.value:.4g}{error}{unit} (band: {band(record)})"
+    return f"{word} · {record.name}: {record.value:.5g}{error}{unit} (band: {band(record)})"
 
 
 def _show(record: Verdict) -> None:
@@ -79,7 +80,9 @@ def _show(record: Verdict) -> None:
         print(text)
         return
     colour = "#009E73" if record.ok else "#D55E00"
-    fields = ("name", "value", "low", "high", "unit", "ok")
+    fields = {f: getattr(record, f) for f in ("name", "value", "low", "high", "unit", "ok")}
+    if not math.isfinite(record.value):
+        fields["value"] = None  # JSON has no NaN
     display(
         {
             "text/plain": text,
@@ -87,5 +90,5 @@ def _show(record: Verdict) -> None:
             f"{html.escape(text)}</div>",
         },
         raw=True,
-        metadata={METADATA_KEY: {"verdict": {f: getattr(record, f) for f in fields}}},
+        metadata={METADATA_KEY: {"verdict": fields}},
     )

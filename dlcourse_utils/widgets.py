@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets
 import jax
@@ -25,7 +25,7 @@ STILL = "Still picture: open the notebook and run this cell to move the sliders.
 class PosteriorExplorer:
     """One figure with the network's and the exact posterior of one cluster, redrawn in place."""
 
-    def __init__(self, network: LogPosterior, exact: LogPosterior, grid: jax.Array):
+    def __init__(self, network: LogPosterior, exact: LogPosterior, grid: jax.Array, xlabel: str):
         def normalised(log_p: LogPosterior) -> LogPosterior:
             return jax.jit(lambda x: normalise(log_p(x), grid))
 
@@ -42,8 +42,7 @@ class PosteriorExplorer:
         (self._network_line,) = ax.plot(
             grid, nothing, color=MODEL, ls="-", label="network", animated=True
         )
-        ax.set(xlabel=r"mass $\log_{10}(M_{200}/M_\odot)$ [dex]", ylabel="density [1/dex]")
-        ax.set(xlim=(12.8, 15.8), ylim=(0, 6))
+        ax.set(xlabel=xlabel, ylabel="density", xlim=(grid[0], grid[-1]), ylim=(0, 6))
         ax.legend(loc="upper left")
         self.label("")
 
@@ -71,7 +70,8 @@ def explore_posterior(
     exact: LogPosterior,
     grid: jax.Array,
     *,
-    start: jax.Array,
+    start: Sequence[float],
+    xlabel: str,
     ranges: Mapping[str, tuple[float, float]],
 ) -> None:
     """Show sliders for the features of one cluster, and both posteriors moving with them.
@@ -80,7 +80,7 @@ def explore_posterior(
     a constant;
     ``ranges`` names the d features with their ends. A page without a kernel shows a still picture.
     """
-    explorer = PosteriorExplorer(network, exact, grid)
+    explorer = PosteriorExplorer(network, exact, grid, xlabel)
     sliders = [
         ipywidgets.FloatSlider(
             value=float(np.clip(value, low, high)),
@@ -92,7 +92,7 @@ def explore_posterior(
             style={"description_width": "7em"},
             layout=ipywidgets.Layout(width="34em"),
         )
-        for (name, (low, high)), value in zip(ranges.items(), np.asarray(start), strict=True)
+        for (name, (low, high)), value in zip(ranges.items(), start, strict=True)
     ]
 
     def features() -> np.ndarray:

@@ -18,13 +18,10 @@ def m_sigma_numpy(sigma, mass):
 
 def m_sigma_lstsq(sigma, mass):
     u, v = jnp.log(sigma) / jnp.log(10.0), jnp.log(mass) / jnp.log(10.0)
-    design = jnp.stack([u, jnp.ones_like(u)], axis=1)
-    (slope, intercept), *_ = jnp.linalg.lstsq(design, v)
-    return [
-        slope,
-        intercept,
-        jnp.linalg.norm(v - design @ jnp.array([slope, intercept])) / len(v) ** 0.5,
-    ]
+    design = jnp.stack([u - 2.7, jnp.ones_like(u)], axis=1)
+    (slope, height), *_ = jnp.linalg.lstsq(design, v)
+    residual = v - design @ jnp.array([slope, height])
+    return [slope, height - 2.7 * slope, jnp.linalg.norm(residual) / len(v) ** 0.5]
 
 
 def m_sigma_polynomial(sigma, mass):

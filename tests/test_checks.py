@@ -32,8 +32,12 @@ RIGHT_WAYS = [(id, k) for id in IDS for k in range(len(RIGHT.get(id, ())))]
 SEEDS = 200
 
 
+SOLVED = {path.stem[:2]: lessons.reference(lessons.load(path)) for path in lessons.sources()}
+
+
 def reference(id):
-    return engine.namespace(id[:2])[engine.find(id).name]
+    """The solution as a student would have written it: equal to the check's own, another object."""
+    return SOLVED[id[:2]][engine.find(id).name]
 
 
 def suspect(id, name):
@@ -59,7 +63,9 @@ def test_the_solution_passes(id):
 def test_the_stub_is_not_started_and_becomes_the_reference(id):
     back, said = checked(id, engine.stub(id))
     assert "not started" in said
-    assert back is reference(id)
+    assert back is engine.namespace(id[:2])[engine.find(id).name]
+    again, said = checked(id, back)
+    assert again is back and "not started" in said, "the cell run twice must not turn it right"
 
 
 def emptied(signature):
@@ -300,6 +306,19 @@ def test_two_mistakes_at_once_name_one_of_them():
     assert "The std is a variance." in said or "The mode is the median." in said
 
 
+@pytest.mark.parametrize(
+    ("id", "answer", "sentence"),
+    [
+        ("01.2", lambda f, m: ..., "its last line is still to be written"),
+        ("01.1", lambda s, m: (1.0, 2.0, ...), "returns `...` as its scatter"),
+        ("01.7", lambda u, level: jnp.abs(u - 0.5) <= level / 2, "is a mean missing?"),
+    ],
+)
+def test_unfinished_code_is_told_so(id, answer, sentence):
+    _, said = checked(id, answer)
+    assert sentence in said
+
+
 def test_a_function_with_a_memory_is_seen():
     calls = []
 
@@ -394,6 +413,10 @@ def test_progress_is_appended_and_survives(home, capsys):
     capsys.readouterr()
     checks.progress()
     said = capsys.readouterr().out
+    checks.check("01.2", suspect("01.2", "sum_for_mean").wrong)
+    capsys.readouterr()
+    checks.progress()
+    assert "✗ 01.2  Mean squared error · wrong, was right before" in capsys.readouterr().out
     assert "1 of 7 exercises right" in said
     assert "✓ 01.2  Mean squared error · right · 2 checks" in said
     assert "✗ 01.4" in said and "○ 01.1" in said

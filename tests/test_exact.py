@@ -63,5 +63,7 @@ def test_valley():
     depth = exact.valley(jnp.stack([two, uneven, one]))
     # Halfway between the peaks each is 4 std away: 8 nats down, ln 2 up.
     np.testing.assert_allclose(depth[0], 8.0 - np.log(2.0), atol=1e-3)
-    assert depth[1] == pytest.approx(depth[0] - 3.0, abs=1.7)
+    # The two curves cross where 2 (x + 2)^2 = 2 (x - 2)^2 + 3, at 0.1875; the lower peak is -3.
+    crossing = 2 * 2.1875**2
+    assert depth[1] == pytest.approx(crossing - np.log(2.0) - 3.0, abs=1e-2)
     assert depth[2] == 0.0

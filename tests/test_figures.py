@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dlcourse_utils import plot, widgets
+from dlcourse_utils.datasets import clusters
 
 GRID = jnp.linspace(12.4, 16.0, 301)
 
@@ -22,7 +23,7 @@ def log_normal(shift):
 
 @pytest.fixture
 def explorer():
-    return widgets.PosteriorExplorer(log_normal(0.0), log_normal(0.1), GRID)
+    return widgets.PosteriorExplorer(log_normal(0.0), log_normal(0.1), GRID, "mass [dex]")
 
 
 def pixels(png):
@@ -45,12 +46,18 @@ def test_the_curves_are_the_densities(explorer):
     assert GRID[np.argmax(exact)] == pytest.approx(14.1, abs=0.01)
 
 
-def test_a_redraw_takes_at_most_50_ms(explorer):
-    """Median of the processor's time, so that a busy machine does not count."""
+def exact_posterior(x):
+    likelihood = clusters.log_likelihood(x[:, None], GRID[None])
+    return likelihood + clusters.log_training_prior(GRID)[None]
+
+
+def test_a_redraw_takes_at_most_50_ms():
+    """With the real likelihood, twice; median of the processor's time, not of the wall's."""
+    explorer = widgets.PosteriorExplorer(exact_posterior, exact_posterior, GRID, "mass [dex]")
     times = []
-    for sigma in np.linspace(13.5, 15.0, 15):
+    for log_sigma in np.linspace(2.5, 3.1, 15):
         start = time.process_time()
-        explorer.draw(np.array([1.0, sigma, 1.5, 0.1]))
+        explorer.draw(np.array([1.5, log_sigma, 1.5, 0.1]))
         times.append(time.process_time() - start)
     assert np.median(times) <= 0.050
 

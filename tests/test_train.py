@@ -114,3 +114,40 @@ def test_bad_held_out_data_are_refused(data, start):
         fit(loss, start, data, held_out=(data[0],), **common)
     with pytest.raises(FitError, match="needs `held_out`"):
         fit(loss, start, data, patience=2, **common)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": -1}, {"reports": 2.5}])
+def test_bad_numbers_are_refused(data, start, wrong):
+    common = {"key": KEY, "optimizer": optax.sgd(0.1), "steps": 1} | wrong
+    with pytest.raises(FitError, match=f"`{next(iter(wrong))}` must be a whole number"):
+        fit(loss, start, data, **common)
+
+
+def test_a_loss_for_each_row_is_refused(data, start):
+    with pytest.raises(FitError, match="must return one number; it has shape"):
+        fit(
+            lambda p, x, y: (line(p, x) - y) ** 2,
+            start,
+            data,
+            key=KEY,
+            optimizer=optax.sgd(0.1),
+            steps=1,
+        )
+
+
+def test_a_held_out_loss_that_is_nan_is_said(data, start):
+    with pytest.raises(FitError, match="nan on held-out data"):
+        fit(
+            lambda p, x, y: jnp.where(len(y) == 7, jnp.nan, 1.0) * loss(p, x, y),
+            start,
+            data,
+            key=KEY,
+            optimizer=optax.sgd(0.01),
+            steps=2,
+            held_out=(data[0][:7], data[1][:7]),
+        )
+
+
+def test_numpy_data_do(data, start):
+    arrays = tuple(np.asarray(array) for array in data)
+    fit(loss, start, arrays, key=KEY, optimizer=optax.sgd(0.1), steps=2)

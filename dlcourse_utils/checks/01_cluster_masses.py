@@ -22,12 +22,25 @@ def _m_sigma_cases(rng):
         log_mass = 14.0 + slope * (log_sigma - 2.7) + scatter * rng.standard_normal(n)
         return jnp.float32(10**log_sigma), jnp.float32(10**log_mass)
 
-    return {"tight": sample(400, 2.7, 0.15), "wide": sample(400, 2.0, 0.4)}
+    return {
+        "tight": sample(400, 2.7, 0.15),
+        "wide": sample(400, 2.0, 0.4),
+        # As many as in the lesson, where single precision begins to matter.
+        "many": sample(600_000, 2.0, 0.3),
+    }
 
 
 def _line(u, v):
-    slope, intercept = jnp.polyfit(u, v, 1)
+    du = u - u.mean()
+    slope = jnp.mean(du * v) / jnp.mean(du**2)
+    intercept = v.mean() - slope * u.mean()
     return slope, intercept, v - (slope * u + intercept)
+
+
+def _single_precision_polyfit(sigma, mass):
+    u, v = jnp.log10(sigma), jnp.log10(mass)
+    slope, intercept = jnp.polyfit(u, v, 1)
+    return slope, intercept, jnp.std(v - (slope * u + intercept))
 
 
 def _m_sigma_parts(sigma, mass):
@@ -38,6 +51,11 @@ def _m_sigma_parts(sigma, mass):
 def _natural_log(sigma, mass):
     slope, intercept, residual = _line(jnp.log(sigma), jnp.log(mass))
     return slope, intercept, jnp.std(residual)
+
+
+def _mean_distance(sigma, mass):
+    slope, intercept, residual = _line(jnp.log10(sigma), jnp.log10(mass))
+    return slope, intercept, jnp.mean(jnp.abs(residual))
 
 
 def _no_log(sigma, mass):
@@ -128,6 +146,21 @@ _M_SIGMA = Spec(
             "Return the standard deviation of the residuals.",
         ),
         Suspect(
+            "mean_distance",
+            _mean_distance,
+            "The scatter is the mean distance from the line.",
+            "For a normal law that is 0.80 standard deviations.",
+            "Use `jnp.std` of the residuals.",
+        ),
+        Suspect(
+            "single_precision",
+            _single_precision_polyfit,
+            "The line is right for 400 clusters and wrong for 600,000.",
+            "`jnp.polyfit` works in single precision and, for many points, drops the smaller of "
+            "two singular values as if it were rounding.",
+            "Use the covariance over the variance, or `np.polyfit` in double precision.",
+        ),
+        Suspect(
             "swapped_results",
             lambda sigma, mass: _m_sigma_parts(sigma, mass)[[1, 0, 2]],
             "The slope and the intercept are swapped.",
@@ -165,9 +198,9 @@ _MSE = Spec(
     name="mse",
     cases=_mse_cases,
     atol=1e-5,
-    gradient=lambda f, case: jax.jit(jax.grad(f))(*case),
-    insight="The mean over the batch, not the sum: the size of a step does not depend on the size "
-    "of the batch.",
+    gradient=lambda f, case: jax.grad(f)(*case),
+    insight="The mean over the batch, not the sum: the number means the same for every size of "
+    "batch.",
     suspects=(
         Suspect(
             "broadcast",
@@ -181,7 +214,7 @@ _MSE = Spec(
             "sum_for_mean",
             lambda f, m: jnp.sum(_difference(f, m) ** 2),
             "This is the sum over the batch, not the mean.",
-            "The gradient grows with the batch, and the learning rate no longer fits.",
+            "It grows with the batch, and with plain gradient descent so does each step.",
             "Use `jnp.mean`.",
         ),
         Suspect(
@@ -312,9 +345,7 @@ _MIXTURE = Spec(
     evaluate=_log_prob_of,
     atol=2e-3,
     rtol=1e-4,
-    gradient=lambda f, case: jax.jit(jax.grad(lambda x: f(x).log_prob(_MASSES[:, None]).sum()))(
-        *case
-    ),
+    gradient=lambda f, case: jax.grad(lambda x: f(x).log_prob(_MASSES[:, None]).sum())(*case),
     insight="Softmax and softplus turn any real outputs into a valid density, so the optimiser "
     "needs no constraints.",
     suspects=(
@@ -423,9 +454,9 @@ _NLL = Spec(
     name="nll",
     cases=_nll_cases,
     atol=1e-4,
-    gradient=lambda f, case: jax.jit(
-        jax.grad(lambda loc: f(tfd.Normal(loc, case[0].scale), case[1]))
-    )(case[0].loc),
+    gradient=lambda f, case: jax.grad(lambda loc: f(tfd.Normal(loc, case[0].scale), case[1]))(
+        case[0].loc
+    ),
     insight="Its floor is the entropy of the posterior: no method can go below, and the distance "
     "to it is the KL divergence to the truth.",
     suspects=(
@@ -506,13 +537,14 @@ def _summary_cases(rng):
                 )
             )
         # A constant for each row: the input is not normalised.
-        return jnp.float32(np.stack(table) + rng.uniform(-2.0, 2.0, (len(rows), 1)))
+        return np.stack(table) + rng.uniform(-2.0, 2.0, (len(rows), 1))
 
     skewed = [(rng.uniform(0.25, 0.4), rng.uniform(-1, 0), rng.uniform(5, 6)) for _ in range(3)]
     other = [(rng.uniform(0.6, 0.75), rng.uniform(-1, 0), rng.uniform(5, 6)) for _ in range(3)]
     return {
-        "heavy tail": (mixture(skewed), jnp.float32(grid)),
-        "two peaks": (mixture(other), jnp.float32(grid)),
+        "heavy tail": (jnp.float32(mixture(skewed)), jnp.float32(grid)),
+        "two peaks": (jnp.float32(mixture(other)), jnp.float32(grid)),
+        "large constant": (jnp.float32(mixture(other) + 200.0), jnp.float32(grid)),
     }
 
 
@@ -633,6 +665,41 @@ _SUMMARISE = Spec(
             "Divide p by its sum times the step of the grid, row by row.",
         ),
         Suspect(
+            "overflow",
+            lambda log_p, grid: _summaries(_over_integral(jnp.exp(log_p), grid), grid),
+            "`exp(log_p)` overflows for one of the inputs.",
+            "`log_p` is known up to a constant, which may be large; in single precision `exp` ends "
+            "at 88.",
+            "Subtract each row's maximum before `exp`: the normalisation takes it out again.",
+        ),
+        Suspect(
+            "step_missing",
+            lambda log_p, grid: _summaries(jax.nn.softmax(log_p, axis=-1), grid),
+            "p sums to one but does not integrate to one: the grid's step is missing.",
+            "A later product with the step then makes every average too small.",
+            "Divide by the sum times the step.",
+        ),
+        Suspect(
+            "two_sigma",
+            _with(
+                low=lambda p, grid, right: _quantile(p, grid, 0.025),
+                high=lambda p, grid, right: _quantile(p, grid, 0.975),
+            ),
+            "The ends are those of the central 95 % interval.",
+            "68 % leave 16 % on either side.",
+            "Use the levels 0.16 and 0.84.",
+        ),
+        Suspect(
+            "half_widths",
+            _with(
+                low=lambda p, grid, right: right["median"] - right["low"],
+                high=lambda p, grid, right: right["high"] - right["median"],
+            ),
+            "low and high are distances from the median, not masses.",
+            "The figures draw them as ends of the interval.",
+            "Return the points of the grid themselves.",
+        ),
+        Suspect(
             "central_second_moment",
             _with(std=lambda p, grid, right: jnp.sqrt(right["std"] ** 2 + right["mean"] ** 2)),
             "The std is the root of the mean square: the mean was not subtracted.",
@@ -722,6 +789,19 @@ _PRIOR = Spec(
             "Subtract `jnp.log(grid[1] - grid[0])` too.",
         ),
         Suspect(
+            "integral_for_log",
+            lambda p, old, new, grid: (
+                p
+                - old[None, :]
+                + new
+                - jnp.exp(logsumexp(p - old[None, :] + new, axis=-1, keepdims=True))
+                * (grid[1] - grid[0])
+            ),
+            "You subtracted the integral, not its logarithm.",
+            "Dividing a density by its integral is subtracting the logarithm of the integral.",
+            "Take `jnp.log` of the integral.",
+        ),
+        Suspect(
             "normalised_over_batch",
             lambda p, old, new, grid: (
                 p
@@ -763,9 +843,10 @@ def _coverage_cases(rng):
         return jnp.float32(np.where(near, 0.5, pit)), level
 
     return {
+        # Below one half no wrong interval covers everything, which would make several look alike.
         "uniform, 68 %": case(500, 0.68, 1.0),
-        "tilted, 95 %": case(300, 0.95, 1.6),
-        "tilted, 50 %": case(400, 0.5, 0.6),
+        "tilted, 30 %": case(300, 0.30, 1.6),
+        "tilted, 45 %": case(400, 0.45, 0.6),
     }
 
 
@@ -824,6 +905,13 @@ _COVERAGE = Spec(
             lambda u, level: jnp.mean(u <= 0.5 + level / 2),
             "Only the upper end of the interval is tested.",
             "Masses below the interval count as covered.",
+            "Test both ends: `jnp.abs(pit - 0.5) <= level / 2`.",
+        ),
+        Suspect(
+            "lower_end_only",
+            lambda u, level: jnp.mean(u >= 0.5 - level / 2),
+            "Only the lower end of the interval is tested.",
+            "Masses above the interval count as covered.",
             "Test both ends: `jnp.abs(pit - 0.5) <= level / 2`.",
         ),
         Suspect(

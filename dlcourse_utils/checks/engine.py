@@ -133,7 +133,8 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
             "Run the cell that defines it again; do not give its name to anything else.",
             diagnosis="not_callable",
         )
-    if (mine := _instructions(answer)) is not None and mine == _instructions(stub(spec.id)):
+    mine = _instructions(answer)
+    if answer is reference or (mine is not None and mine == _instructions(stub(spec.id))):
         return Report(
             NOT_STARTED,
             f"`{spec.name}` is still empty.",
@@ -207,6 +208,8 @@ def _labelled(spec: Spec, result: Any) -> dict[str, np.ndarray]:
     wanted = ", ".join(spec.labels)
     if result is None:
         raise Misfit(f"`{spec.name}` returns None: is there a `return`?")
+    if result is ...:
+        raise Misfit(f"`{spec.name}` returns `...`: its last line is still to be written.")
     if len(spec.labels) == 1:
         parts = [result]
     elif spec.mapping:
@@ -224,13 +227,15 @@ def _labelled(spec: Spec, result: Any) -> dict[str, np.ndarray]:
         parts = list(result)
     arrays = {}
     for label, part in zip(spec.labels, parts, strict=True):
-        if part is None:
-            raise Misfit(f"`{spec.name}` returns None as its {label}.")
+        if part is None or part is ...:
+            raise Misfit(f"`{spec.name}` returns {_describe(part)} as its {label}.")
         try:
             array = np.asarray(part)
         except Exception as error:
             raise Misfit(f"The {label} is {_describe(part)}, not an array.") from error
-        if array.dtype == bool or not np.issubdtype(array.dtype, np.number):
+        if array.dtype == bool:
+            raise Misfit(f"The {label} is true or false, not a number: is a mean missing?")
+        if not np.issubdtype(array.dtype, np.number):
             raise Misfit(f"The {label} has dtype {array.dtype}; expected numbers.")
         arrays[label] = array
     return arrays
@@ -411,6 +416,8 @@ def _gradient(spec: Spec, answer: Callable, reference: Callable, cases: dict) ->
     arguments = next(iter(cases.values()))
     why = "Training follows the gradient of this function."
     try:
+        # As in training: under jit, where values are not known. Traced only, which takes no time.
+        jax.eval_shape(functools.partial(spec.gradient, answer), arguments)
         mine = np.asarray(spec.gradient(answer, arguments))
     except Exception as error:
         return Report(
@@ -439,8 +446,8 @@ def _gradient(spec: Spec, answer: Callable, reference: Callable, cases: dict) ->
 
 
 def _describe(value: Any) -> str:
-    if value is None:
-        return "None"
+    if value is None or value is ...:
+        return "None" if value is None else "`...`"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
     if isinstance(value, (tuple, list)):

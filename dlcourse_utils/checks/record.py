@@ -61,7 +61,7 @@ def read() -> list[dict[str, str]]:
 def table() -> list[tuple[str, str, str, int]]:
     """A row for each exercise of each lesson: id, title, where it stands, number of tries.
 
-    It stands where its last check left it, but once right stays right.
+    It stands where its last check left it; one that was right before says so.
     """
     entries = read()
     rows = []
@@ -69,6 +69,8 @@ def table() -> list[tuple[str, str, str, int]]:
         for task in lessons.load(path).exercises.values():
             outcomes = [e["outcome"] for e in entries if e["exercise"] == task.id]
             tries = [o for o in outcomes if o != "not started"]
-            state = "right" if "right" in tries else (tries[-1] if tries else "not started")
+            state = tries[-1] if tries else "not started"
+            if "right" in tries and state != "right":
+                state += ", was right before"
             rows.append((task.id, task.title, state, len(tries)))
     return rows

@@ -23,7 +23,7 @@ def plain(title: str, report: Report) -> str:
     """The report as lines of plain text."""
     symbol, word, _ = _MARKS[report.outcome]
     lines = [f"{symbol} {title} · {word}", f"  {report.says}"]
-    lines += [f"  {text}" for text in (report.detail, report.why, report.next) if text]
+    lines += [f"  {text}" for text in (report.detail, *_rest(report)) if text]
     return "\n".join(lines)
 
 
@@ -37,12 +37,17 @@ def rich(title: str, report: Report) -> str:
     ]
     if report.detail:
         parts.append(f"<code>{html.escape(report.detail)}</code>")
-    parts += [inline(text) for text in (report.why, report.next) if text]
+    parts += [inline(text) for text in _rest(report) if text]
     return (
         f'<div style="border-left:4px solid {colour};padding:4px 12px;line-height:1.5">'
         + "<br>".join(parts)
         + "</div>"
     )
+
+
+def _rest(report: Report) -> tuple[str, ...]:
+    goes_on = "The notebook goes on with your version." if report.outcome in (WRONG, ERROR) else ""
+    return report.why, report.next, goes_on
 
 
 def inline(text: str) -> str:

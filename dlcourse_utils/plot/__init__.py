@@ -7,18 +7,20 @@ figure reads in grey. A lesson's own figures are in the module of its subject in
 from __future__ import annotations
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
 from dlcourse_utils import diagnostics
 
 # Okabe-Ito colours, told apart with all common forms of colour blindness.
-MODEL, TRUTH, CLASSICAL, SECOND = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+MODEL, TRUTH, CLASSICAL = "#0072B2", "#D55E00", "#009E73"
+IN_LINE, OTHER = "#CC79A7", "#E69F00"
 DATA, FAINT = "#555555", "#BBBBBB"
 
 
-def binned_mean(x, y, edges) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def binned_mean(
+    x: jax.Array, y: jax.Array, edges: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centres, mean of y and its standard error in bins of x; bins of under 10 are left out."""
     x, y = np.asarray(x), np.asarray(y)
     which = np.digitize(x, edges) - 1
@@ -39,7 +41,7 @@ def pit_histogram(ax: Axes, pit: dict[str, tuple[jax.Array, str, str]], bins: in
     """
     n = min(len(values) for values, _, _ in pit.values())
     low, high = diagnostics.binomial_band(1.0 / bins, n)
-    ax.axhspan(low * bins, high * bins, color=FAINT, alpha=0.5, lw=0)
+    ax.axhspan(low * bins, high * bins, color=FAINT, alpha=0.5, lw=0, label="95 % if calibrated")
     edges = np.linspace(0.0, 1.0, bins + 1)
     for label, (values, colour, line) in pit.items():
         heights = diagnostics.pit_histogram(values, bins)
@@ -50,15 +52,3 @@ def pit_histogram(ax: Axes, pit: dict[str, tuple[jax.Array, str, str]], bins: in
         ylabel="density (1 if calibrated)",
     )
     ax.set_ylim(bottom=0)
-
-
-def training_curve(history, floor: float | None = None, floor_label: str = "") -> None:
-    """Training and held-out loss against the step, above a floor where one is known."""
-    _, ax = plt.subplots()
-    ax.plot(history.step, history.train, color=DATA, ls=":", label="training batches")
-    ax.plot(history.step, history.held_out, color=MODEL, label="held-out")
-    if floor is not None:
-        ax.axhline(floor, color=TRUTH, ls="--", label=floor_label)
-    ax.set(xlabel="training step", ylabel="mean negative log-likelihood [nats]")
-    ax.legend()
-    return ax

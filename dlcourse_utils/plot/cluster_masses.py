@@ -17,12 +17,12 @@ from dlcourse_utils.plot import (
     CLASSICAL,
     DATA,
     FAINT,
+    IN_LINE,
     MODEL,
-    SECOND,
+    OTHER,
     TRUTH,
     binned_mean,
     pit_histogram,
-    training_curve,
 )
 from dlcourse_utils.train import History
 
@@ -30,11 +30,19 @@ MASS = r"mass $m = \log_{10}(M_{200}/M_\odot)$ [dex]"
 PER_DEX = "density [1/dex]"
 
 
-def pick_two_peaked(log_p: jax.Array, grid: jax.Array, sample: Clusters) -> int:
-    """Index of two structures in line whose posterior has a deep valley, true mass at a peak."""
-    at_truth = exact.log_prob_at(log_p, grid, sample.log_mass)
-    fit = sample.superposed & (at_truth > jnp.max(log_p, axis=1) - 0.3)
-    fit &= (sample.log_mass > 13.8) & (sample.log_mass < 14.6)
+def _m_sigma(sample: Clusters) -> tuple[float, float, float]:
+    """Slope, intercept and scatter of the M-sigma line, in double precision."""
+    log_sigma, log_mass = np.float64(sample.features[:, 1]), np.float64(sample.log_mass)
+    slope, intercept = np.polyfit(log_sigma, log_mass, 1)
+    return slope, intercept, float(np.std(log_mass - slope * log_sigma - intercept))
+
+
+def pick_two_peaked(log_p: jax.Array, grid: jax.Array, train: Clusters, sample: Clusters) -> int:
+    """Index of two structures in line with a deep valley, far off the M-sigma line."""
+    slope, intercept, _ = _m_sigma(train)
+    fit = sample.superposed & (sample.log_mass > 13.8) & (sample.log_mass < 14.8)
+    fit &= slope * sample.features[:, 1] + intercept - sample.log_mass > 0.4
+    fit &= exact.log_prob_at(log_p, grid, sample.log_mass) > jnp.max(log_p, axis=1) - 0.7
     return int(np.argmax(np.where(fit, exact.valley(log_p), 0.0)))
 
 
@@ -51,12 +59,11 @@ def _zoom(ax, grid, *log_ps) -> None:
     ax.set_xlim(grid[seen][0] - 0.05, grid[seen][-1] + 0.05)
 
 
-def claim(grid, exact_log_p, train: Clusters, test: Clusters, index: int) -> None:
+def claim(
+    grid: jax.Array, exact_log_p: jax.Array, train: Clusters, test: Clusters, index: int
+) -> None:
     """One cluster: the classical answer, the exact posterior, the truth."""
-    # Double precision: polyfit warns of single.
-    log_sigma, log_mass = (np.float64(column) for column in (train.features[:, 1], train.log_mass))
-    slope, intercept = np.polyfit(log_sigma, log_mass, 1)
-    scatter = np.std(log_mass - slope * log_sigma - intercept)
+    slope, intercept, scatter = _m_sigma(train)
     answer = float(slope * test.features[index, 1] + intercept)
     truth = float(test.log_mass[index])
     p = np.exp(exact_log_p[index])
@@ -79,12 +86,12 @@ def claim(grid, exact_log_p, train: Clusters, test: Clusters, index: int) -> Non
     ax.set_title("One number cannot say what is known of this cluster")
 
 
-def data(train: Clusters, slope, intercept, scatter) -> None:
+def data(train: Clusters, slope: float, intercept: float, scatter: float) -> None:
     """Mass against dispersion and richness, and the residuals of the M-sigma line."""
     few = slice(0, 4000)
     kinds = (
         (~train.superposed, DATA, "o", "one structure"),
-        (train.superposed, TRUTH, "^", "two in line"),
+        (train.superposed, IN_LINE, "^", "two in line"),
     )
     _, axes = plt.subplots(1, 3, figsize=(11, 3.8))
     for ax, column in ((axes[0], 1), (axes[1], 0)):
@@ -133,7 +140,7 @@ def data(train: Clusters, slope, intercept, scatter) -> None:
     axes[2].set_title("Two in line look too heavy", fontsize=11)
 
 
-def flattening(log_mass, prediction, exact_mean) -> None:
+def flattening(log_mass: jax.Array, prediction: jax.Array, exact_mean: jax.Array) -> None:
     """Mean error against the true mass, and against the predicted mass."""
     edges = np.linspace(12.9, 15.5, 27)
     _, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
@@ -146,13 +153,19 @@ def flattening(log_mass, prediction, exact_mean) -> None:
             ax.errorbar(x, y, error, ls="-", elinewidth=1.0, **style)
         ax.axhline(0.0, color="black", lw=0.8, ls="-")
     axes[0].set(xlabel=f"true {MASS}", ylabel="mean of prediction − truth [dex]")
-    axes[0].set_title("By true mass: flattened at both ends", fontsize=11)
+    axes[0].set_title("By true mass", fontsize=11)
     axes[1].set(xlabel="predicted mass [dex]")
-    axes[1].set_title("By predicted mass: no error", fontsize=11)
+    axes[1].set_title("By predicted mass", fontsize=11)
     axes[0].legend()
 
 
-def losses(mse_prediction, mae_prediction, exact_mean, exact_median, exact_std) -> None:
+def losses(
+    mse_prediction: jax.Array,
+    mae_prediction: jax.Array,
+    exact_mean: jax.Array,
+    exact_median: jax.Array,
+    exact_std: jax.Array,
+) -> None:
     """Distance of both point networks to the exact mean and to the exact median."""
     unit = float(exact_std.mean())
     # Mean and median differ where the posterior is skewed: only there can the two be told apart.
@@ -162,7 +175,7 @@ def losses(mse_prediction, mae_prediction, exact_mean, exact_median, exact_std) 
     for ax, target, name in ((axes[0], exact_mean, "mean"), (axes[1], exact_median, "median")):
         for guess, colour, style, label in (
             (mse_prediction, MODEL, "-", "squared error"),
-            (mae_prediction, SECOND, "--", "absolute error"),
+            (mae_prediction, OTHER, "--", "absolute error"),
         ):
             difference = np.asarray((guess - target) / unit)[skewed]
             ax.hist(
@@ -175,24 +188,36 @@ def losses(mse_prediction, mae_prediction, exact_mean, exact_median, exact_std) 
                 lw=1.8,
                 label=f"{label}: rms {np.sqrt(np.mean(difference**2)):.2f}",
             )
-        ax.set(xlabel=f"network − exact {name} [posterior σ]")
+        ax.set(xlabel=f"network − exact {name} [posterior σ], skewed posteriors")
         ax.legend(loc="upper left", fontsize=9)
     axes[0].set(ylabel="density", ylim=(0, axes[0].get_ylim()[1] * 1.25))
     axes[0].set_title("Squared error learns the mean ...", fontsize=11)
-    axes[1].set_title("... absolute error the median (skewed posteriors only)", fontsize=11)
+    axes[1].set_title("... absolute error the median", fontsize=11)
 
 
 def training(history: History, floor: float) -> None:
     """The loss falls to the entropy of the exact posterior."""
-    ax = training_curve(history, float(floor), "entropy of the exact posterior: the floor")
+    _, ax = plt.subplots()
+    ax.plot(history.step, history.train, color=DATA, ls=":", label="training batches")
+    ax.plot(history.step, history.held_out, color=MODEL, ls="-", label="held-out")
+    ax.axhline(
+        float(floor), color=TRUTH, ls="--", label="entropy of the exact posterior: the floor"
+    )
+    ax.set(xlabel="training step", ylabel="mean negative log-likelihood [nats]")
+    ax.set_ylim(float(floor) - 0.03, max(float(history.held_out[0]), float(floor) + 0.2) + 0.1)
+    ax.legend()
     ax.set_title("The loss stops at what the data leave unknown")
-    ax.set_ylim(float(floor) - 0.03, float(floor) + 0.35)
 
 
-def summaries(grid, log_q, values: dict, log_mass, index: int) -> None:
+def summaries(
+    grid: jax.Array, log_q: jax.Array, values: dict, log_mass: jax.Array, index: int
+) -> None:
     """Mean, median, mode and the central interval of one two-peaked posterior."""
     p = np.exp(log_q[index])
     one = {name: float(column[index]) for name, column in values.items()}
+    within = np.trapezoid(
+        np.where(np.abs(np.asarray(grid) - one["mean"]) <= one["std"], p, 0.0), np.asarray(grid)
+    )
     _, ax = plt.subplots(figsize=(7, 3.8))
     ax.plot(grid, p, color=MODEL)
     inside = np.asarray((grid >= one["low"]) & (grid <= one["high"]))
@@ -208,13 +233,25 @@ def summaries(grid, log_q, values: dict, log_mass, index: int) -> None:
         lw=3,
         ls="-",
     )
-    ax.text(one["mean"] + one["std"] + 0.02, 0.02 * p.max(), "mean ± std", color=DATA, fontsize=9)
+    ax.text(
+        one["mean"] + one["std"] + 0.02,
+        0.02 * p.max(),
+        f"mean ± std: {within:.0%}",
+        color=DATA,
+        fontsize=9,
+    )
     _zoom(ax, grid, log_q[index])
     ax.set(xlabel=MASS, ylabel=PER_DEX, ylim=(0, 1.27 * p.max()))
-    ax.set_title("Mean, median and mode of a posterior with two peaks")
+    ax.set_title("Mean, median and mode of a skewed posterior")
 
 
-def prior_change(grid, before, after, exact_log_p, log_mass) -> None:
+def prior_change(
+    grid: jax.Array,
+    before: jax.Array,
+    after: jax.Array,
+    exact_log_p: jax.Array,
+    log_mass: jax.Array,
+) -> None:
     """Three clusters under the training prior and under the mass function."""
     order = np.argsort(np.asarray(exact.valley(before)))[::-1]
     heavy = np.argsort(np.asarray(exact.mean_and_std(exact_log_p, grid)[0]))
@@ -222,7 +259,7 @@ def prior_change(grid, before, after, exact_log_p, log_mass) -> None:
     names = ("two peaks", "a typical cluster", "one of the heaviest")
     _, axes = plt.subplots(1, 3, figsize=(11, 3.5))
     for ax, index, name in zip(axes, chosen, names, strict=True):
-        ax.plot(grid, np.exp(before[index]), color=SECOND, ls=":", label="network, training prior")
+        ax.plot(grid, np.exp(before[index]), color=OTHER, ls=":", label="network, training prior")
         ax.plot(
             grid,
             np.exp(exact_log_p[index]),
@@ -242,7 +279,7 @@ def prior_change(grid, before, after, exact_log_p, log_mass) -> None:
     axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
-def edges(log_mass, answers: dict[str, dict]) -> None:
+def edges(log_mass: jax.Array, answers: dict[str, dict]) -> None:
     """Posterior mean and interval against true mass, far beyond the training masses.
 
     ``answers`` maps four labels to summaries: exact, trained, divided inside, divided everywhere.
@@ -251,7 +288,7 @@ def edges(log_mass, answers: dict[str, dict]) -> None:
     _, ax = plt.subplots(figsize=(8, 4.8))
     ax.axvspan(TRAIN_LOW, TRAIN_HIGH, color=FAINT, alpha=0.35, lw=0)
     ax.text(0.5 * (TRAIN_LOW + TRAIN_HIGH), 16.6, "masses in training", ha="center", color=DATA)
-    styles = ((TRUTH, "-", 5), (SECOND, ":", 2.5), (MODEL, "-", 1.8), (DATA, "-.", 1.5))
+    styles = ((TRUTH, "-", 5), (OTHER, ":", 2.5), (MODEL, "-", 1.8), (DATA, "-.", 1.5))
     for (label, values), (colour, line, width) in zip(answers.items(), styles, strict=True):
         mean, low, high = (
             np.asarray(values[k]).reshape(mass.shape).mean(axis=1) for k in ("mean", "low", "high")
@@ -259,13 +296,15 @@ def edges(log_mass, answers: dict[str, dict]) -> None:
         faint = 0.4 if width == 5 else 1.0
         ax.plot(mass[:, 0], mean, color=colour, ls=line, lw=width, alpha=faint, label=label)
         ax.fill_between(mass[:, 0], low, high, color=colour, alpha=0.12, lw=0)
-    ax.plot(mass[:, 0], mass[:, 0], color="black", lw=0.8, ls="-")
+    ax.plot(mass[:, 0], mass[:, 0], color="black", lw=0.8, ls="-", label="true mass")
     ax.set(xlabel=f"true {MASS}", ylabel="posterior mean and 68 % interval [dex]", ylim=(11.4, 17))
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    ax.set_title("Beyond the training masses the network answers, wrongly")
+    ax.set_title("Beyond the training masses")
 
 
-def eight_clusters(grid, log_q, exact_log_p, test: Clusters, index: int) -> None:
+def eight_clusters(
+    grid: jax.Array, log_q: jax.Array, exact_log_p: jax.Array, test: Clusters, index: int
+) -> None:
     """Network and exact posterior of eight clusters, the two-peaked one first."""
     masses = np.asarray(test.log_mass[:2000])
     chosen = [index] + [int(np.argmin(np.abs(masses - m))) for m in np.linspace(13.4, 15.2, 7)]
@@ -292,14 +331,14 @@ def eight_clusters(grid, log_q, exact_log_p, test: Clusters, index: int) -> None
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 
-def calibration(pit_mdn, pit_exact, coverage: Callable) -> None:
+def calibration(pit_mdn: jax.Array, pit_exact: jax.Array, coverage: Callable) -> None:
     """PIT histograms, and coverage minus level against level."""
     _, axes = plt.subplots(1, 2, figsize=(10, 3.8))
     pit = {"network": (pit_mdn, MODEL, "-"), "exact": (pit_exact, TRUTH, "--")}
     pit_histogram(axes[0], pit)
     axes[0].set_ylim(0.7, 1.3)
     axes[0].legend(loc="upper right", ncols=2)
-    axes[0].set_title("PIT: flat, with 1 in 20 bins outside of the band", fontsize=11)
+    axes[0].set_title("PIT histogram", fontsize=11)
     levels = np.linspace(0.02, 0.98, 49)
     error = np.sqrt(levels * (1 - levels) / len(pit_mdn))
     axes[1].fill_between(levels, -200 * error, 200 * error, color=FAINT, alpha=0.5, lw=0)
@@ -311,10 +350,10 @@ def calibration(pit_mdn, pit_exact, coverage: Callable) -> None:
     axes[1].set(
         xlabel="level of the central interval", ylabel="coverage − level [points]", ylim=(-2.5, 2.5)
     )
-    axes[1].set_title("Coverage: off by less than one point", fontsize=11)
+    axes[1].set_title("Coverage minus level; grey: two standard errors", fontsize=11)
 
 
-def real_clusters(real: SplusClusters, inside, values: dict) -> None:
+def real_clusters(real: SplusClusters, inside: np.ndarray, values: dict) -> None:
     """Predicted against virial mass of the real clusters, and the pulls."""
     virial = real.log_mass[inside]
     virial_error = 0.5 * (real.log_mass_low + real.log_mass_high)[inside]
@@ -353,14 +392,14 @@ def real_clusters(real: SplusClusters, inside, values: dict) -> None:
     axes[1].set_title(f"Pulls: mean {pull.mean():+.2f}, std {pull.std():.2f}", fontsize=11)
 
 
-def other_sky(pit_own, pit_other) -> None:
+def other_sky(pit_own: jax.Array, pit_other: jax.Array) -> None:
     """PIT histograms on the simulator's own clusters and on those of another sky."""
     _, ax = plt.subplots(figsize=(7, 3.8))
     pit_histogram(
         ax,
         {
             "the simulator's own clusters": (pit_own, MODEL, "-"),
-            "twice as many in line": (pit_other, SECOND, "--"),
+            "twice as many in line": (pit_other, IN_LINE, "--"),
         },
     )
     ax.legend()
