@@ -7,6 +7,7 @@ notebook that a student has worked in is left alone.
 from __future__ import annotations
 
 import difflib
+import subprocess
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,9 +21,17 @@ from dlcourse_utils.execute import inspect_outputs
 from dlcourse_utils.leaks import all_text, refuse_leaks
 from dlcourse_utils.lessons import STEM, Lesson, find, load, sources
 from dlcourse_utils.percent import label
-from dlcourse_utils.render import content_sha256, dump, notebook, parse_notebook, source_cells
+from dlcourse_utils.render import (
+    content_sha256,
+    dump,
+    notebook,
+    outputs_sha256,
+    parse_notebook,
+    source_cells,
+)
 
 _DIFF_LINES = 8
+_PAGES = {".md", ".bib"}  # of the site, by hand beside the generated ones
 
 
 @dataclass(frozen=True)
@@ -68,11 +77,15 @@ def build(
             problems += _write_student(course, lesson, force)
         for path, text in _pages(course):
             _write(course.root, path, text.encode())
-    problems += _orphans(course)
+    stale = bool(check and problems)
+    problems += _strangers(course)
     for line in problems:
         print(line)
-    if check and problems:
-        print("Run `dlcourse build` to make it again.")
+    if stale:
+        print(
+            "Next: `dlcourse build` makes these files again from solutions/*.py; "
+            "`dlcourse reset NN` does for a course notebook that was worked in, and keeps the work."
+        )
     return 1 if problems else 0
 
 
@@ -144,14 +157,15 @@ def _write_solution(course: Course, lesson: Lesson, execute: bool) -> None:
     path = _solution_path(course, lesson)
     fresh = course.solution(lesson)
     old = _read(path)
-    if old is not None and _ran(old) and _code(old) == _code(fresh):
-        executed = _with_outputs(fresh, old)
-    elif execute:
+    executed = _with_outputs(fresh, old) if old is not None else fresh
+    if old is None or _not_as_run(old, executed):
+        if not execute:
+            print(f"solutions/{path.name} needs a run: `dlcourse build {lesson.number}`.")
+            return
         print(f"running {label(lesson.path)} ...", flush=True)
-        executed = run_cells(fresh, lesson).notebook
-    else:
-        print(f"solutions/{path.name} needs a run: `dlcourse build {lesson.number}`.")
-        return
+        executed = run_cells(course.solution(lesson), lesson).notebook
+        made = outputs_sha256(executed["cells"])
+        executed["metadata"]["dlcourse"]["outputs_sha256"] = made
     inspect_outputs(executed, lesson)
     _write(course.root, path, dump(executed))
 
@@ -185,10 +199,9 @@ def _stale(course: Course, chosen: list[Lesson]) -> Iterator[str]:
         fresh, old = course.solution(lesson), _read(path)
         if old is not None:
             fresh = _with_outputs(fresh, old)
-            if not _ran(old):
-                yield f"{label(path)}: has cells that were not run"
-            elif _code(old) != _code(fresh):
-                yield f"{label(path)}: outputs are older than the code of {label(lesson.path)}"
+            trouble = _not_as_run(old, fresh)
+            if trouble:
+                yield f"{label(path)}: {trouble}"
             else:
                 inspect_outputs(fresh, lesson)
         yield from _differences(path, fresh, lesson)
@@ -229,25 +242,67 @@ def _diff(old: str, new: str) -> list[str]:
     return [f"    {line}" for line in lines[:_DIFF_LINES]] + more
 
 
-def _orphans(course: Course) -> list[str]:
+def _strangers(course: Course) -> Iterator[str]:
+    """A line for each file that no source makes and that is not somebody's own.
+
+    Somebody's own are the copies that `reset` keeps, and what git does not have. A notebook with a
+    lesson's name whose source is gone is looked at all the same: it was made here.
+    """
     stems = {lesson.stem for lesson in course.lessons}
-    found = [
-        path
-        for folder in ("course", "solutions")
-        for path in sorted((course.root / folder).glob("*.ipynb"))
-        if STEM.fullmatch(path.stem) and path.stem not in stems
-    ]
-    return [
-        f"{label(p)}: a notebook without source: remove it, or restore its source." for p in found
-    ]
+    made = {"index.md", "_toc.yml", *(f"{stem}.ipynb" for stem in stems)}
+    tracked = _tracked(course.root)
+    for path in sorted((course.root / "course").rglob("*")):
+        name = path.relative_to(course.root / "course").as_posix()
+        page = path.suffix in _PAGES and path.parent.name == "course"
+        if not path.is_file() or name in made or page or ".mine-" in name or "/." in f"/{name}":
+            continue
+        if STEM.fullmatch(path.stem) and path.suffix == ".ipynb":
+            yield _orphan(path)
+        elif tracked is None or f"course/{name}" in tracked:
+            yield (
+                f"course/{name}: no source makes it: move it out of course/, whose files are "
+                "generated from solutions/*.py."
+            )
+    for path in sorted((course.root / "solutions").glob("*.ipynb")):
+        if STEM.fullmatch(path.stem) and path.stem not in stems:
+            yield f"{label(path)}: a notebook without source: remove it, or restore its source."
+
+
+def _orphan(path: Path) -> str:
+    if is_edited(path.read_bytes()):
+        what = "a notebook without source that holds your work: move it elsewhere"
+    else:
+        what = "a notebook without source: remove it"
+    return f"{label(path)}: {what}, or restore its source."
+
+
+def _tracked(root: Path) -> set[str] | None:
+    """Names of the files of course/ that git has or is about to have; None without git."""
+    command = ["git", "-C", str(root), "ls-files", "-z", "--", "course"]
+    try:
+        done = subprocess.run(command, capture_output=True)
+    except FileNotFoundError:
+        return None
+    return None if done.returncode else set(done.stdout.decode().split("\0"))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     return parse_notebook(path.read_bytes()) if path.exists() else None
 
 
-def _code(found: dict[str, Any]) -> str | None:
-    return found["metadata"].get("dlcourse", {}).get("code_sha256")
+def _not_as_run(old: dict[str, Any], fresh: dict[str, Any]) -> str | None:
+    """Why the outputs of a stored notebook are not those of the source's code; None when they are.
+
+    The stored hash is made at the run: code or outputs that were edited since do not fit it.
+    `fresh`: what the source makes, with the old outputs.
+    """
+    if not _ran(old):
+        return "has cells that were not run"
+    hashes = outputs_sha256(old["cells"]), outputs_sha256(fresh["cells"])
+    stored = old["metadata"].get("dlcourse", {}).get("outputs_sha256")
+    if stored != hashes[0]:
+        return "code or outputs were changed after the run"
+    return None if stored == hashes[1] else "outputs are older than the code of the source"
 
 
 def _ran(found: dict[str, Any]) -> bool:
@@ -257,14 +312,18 @@ def _ran(found: dict[str, Any]) -> bool:
 
 
 def _with_outputs(fresh: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """The fresh notebook with the outputs of the old and the versions that made them."""
+    """The fresh notebook with the outputs of the old, their hash and the versions behind them.
+
+    Writes into `fresh`; without old outputs it is as it was.
+    """
     outputs = iter([cell for cell in old["cells"] if cell["cell_type"] == "code"])
     for cell in fresh["cells"]:
         if cell["cell_type"] == "code":
             was = next(outputs, {})
             cell["outputs"] = was.get("outputs", [])
             cell["execution_count"] = was.get("execution_count")
-    made_with = old["metadata"].get("dlcourse", {}).get("environment")
-    if made_with is not None:
-        fresh["metadata"]["dlcourse"]["environment"] = made_with
+    facts = old["metadata"].get("dlcourse", {})
+    for name in ("environment", "outputs_sha256"):
+        if name in facts:
+            fresh["metadata"]["dlcourse"][name] = facts[name]
     return fresh

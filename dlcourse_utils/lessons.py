@@ -37,7 +37,7 @@ _HEADER: dict[str, type] = {
 class Exercise:
     """One exercise: its text, its solved code (markers dropped) and its stub.
 
-    `names` are what the stub defines at top level, in order; `line` is that of the code cell.
+    `names` are what the stub defines at top level, in order.
     """
 
     id: str
@@ -49,7 +49,6 @@ class Exercise:
     stub: str
     names: tuple[str, ...]
     solution_lines: tuple[tuple[int, str], ...]
-    line: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class Lesson:
     """One lesson as its source says it: the header, the cells in order, the exercises by id."""
 
     path: Path
-    text: str
     stem: str
     number: str
     title: str
@@ -74,9 +72,12 @@ class Lesson:
 def sources() -> list[Path]:
     """Paths of all lesson sources, in order of number.
 
-    Raises CourseError where two lessons have the same number.
+    A file whose name starts with no digit is none. Raises SourceError for a misnamed lesson,
+    CourseError where two have the same number.
     """
-    found = sorted(p for p in paths.solutions_dir().glob("*.py") if STEM.fullmatch(p.stem))
+    found = sorted(paths.solutions_dir().glob("[0-9]*.py"))
+    for path in found:
+        _check_name(path)
     for one, two in itertools.pairwise(found):
         if one.stem[:2] == two.stem[:2]:
             raise CourseError(f"Two lessons have number {one.stem[:2]}: {one.name}, {two.name}.")
@@ -118,9 +119,7 @@ def load(name: str | int | Path) -> Lesson:
 
 def parse(text: str, path: Path) -> Lesson:
     """Read a lesson from the text of its source; `path` names it and is not opened."""
-    if not STEM.fullmatch(path.stem):
-        what = f"a lesson named {path.stem!r}"
-        raise SourceError(path, 1, what, "two digits and lower-case words: 01_cluster_masses")
+    _check_name(path)
     header, cells = split(text, path)
     fields = _check_header(header, text, path)
     if not cells:
@@ -132,7 +131,7 @@ def parse(text: str, path: Path) -> Lesson:
         _check_cell(cell, path)
     exercises = _exercises(cells, path)
     number = path.stem[:2]
-    return Lesson(path, text, path.stem, number, **fields, cells=tuple(cells), exercises=exercises)
+    return Lesson(path, path.stem, number, **fields, cells=tuple(cells), exercises=exercises)
 
 
 def paragraphs(source: str) -> list[str]:
@@ -204,6 +203,12 @@ def _execute(code: str, name: str, scope: dict[str, Any], lesson: Lesson, cell: 
         what = f"the cell raises {type(error).__name__}: {error}"
         expected = "code that runs after the context cells and exercises before it"
         raise SourceError(lesson.path, cell.line, what, expected) from error
+
+
+def _check_name(path: Path) -> None:
+    if not STEM.fullmatch(path.stem):
+        what = f"a lesson named {path.stem!r}"
+        raise SourceError(path, 1, what, "two digits and lower-case words: 01_cluster_masses")
 
 
 def _check_header(header: dict[str, Any], text: str, path: Path) -> dict[str, Any]:
@@ -341,5 +346,4 @@ def _exercise(id: str, statement: Cell, code: Cell, path: Path) -> Exercise:
         stub=stub,
         names=tuple(bound(tree)),
         solution_lines=tuple(regions),
-        line=code.line,
     )

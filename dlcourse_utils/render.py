@@ -11,28 +11,17 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from itertools import count
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from dlcourse_utils.env import colab_setup_lines
 from dlcourse_utils.errors import CourseError
-from dlcourse_utils.lessons import ANSWER, HINT, Lesson, paragraphs, parse
+from dlcourse_utils.lessons import ANSWER, HINT, Lesson, paragraphs
 from dlcourse_utils.percent import Cell
 
 Variant = Literal["student", "solution"]
 _SPLIT = ("application/javascript", "image/svg+xml")
 _BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
-
-
-def render(text: str, stem: str, variant: Variant, repository: str, tag: str) -> bytes:
-    """The notebook of a source, without outputs, as the bytes of its file.
-
-    `repository` is the public address, `tag` the git tag that Colab opens and installs.
-    Raises SourceError where the source breaks a rule.
-    """
-    lesson = parse(text, Path("solutions") / f"{stem}.py")
-    return dump(notebook(lesson, variant, repository, tag))
 
 
 def notebook(lesson: Lesson, variant: Variant, repository: str, tag: str) -> dict[str, Any]:
@@ -60,9 +49,7 @@ def notebook(lesson: Lesson, variant: Variant, repository: str, tag: str) -> dic
         "cells": cells,
         "metadata": {
             "dlcourse": {
-                "code_sha256": _sha256(*(c["source"] for c in cells if _is_hashed(c))),
                 "content_sha256": content_sha256(cells),
-                "source_sha256": _sha256(lesson.text),
                 "stem": lesson.stem,
             },
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -80,7 +67,8 @@ def source_cells(lesson: Lesson) -> list[Cell]:
 
 def dump(notebook: dict[str, Any]) -> bytes:
     """The bytes of a notebook's file, laid out as Jupyter does: lines as lists, sorted keys."""
-    text = json.dumps(_listed(notebook), indent=1, sort_keys=True, ensure_ascii=False)
+    listed = {**notebook, "cells": _listed_cells(notebook["cells"])}
+    text = json.dumps(listed, indent=1, sort_keys=True, ensure_ascii=False)
     return (text + "\n").encode()
 
 
@@ -98,8 +86,27 @@ def parse_notebook(data: bytes) -> dict[str, Any] | None:
 
 
 def content_sha256(cells: list[dict[str, Any]]) -> str:
-    """Hash of what cells say: type and source, and not outputs, ids and metadata."""
-    return _sha256(*(f"{cell['cell_type']}\n{cell['source']}" for cell in cells))
+    """Hash of what cells say: type, source, attachments, and not outputs, ids and metadata."""
+    parts = []
+    for cell in cells:
+        parts.append(f"{cell['cell_type']}\n{cell['source']}")
+        if cell.get("attachments"):
+            parts.append(json.dumps(cell["attachments"], sort_keys=True))
+    return _sha256(*parts)
+
+
+def outputs_sha256(cells: list[dict[str, Any]]) -> str:
+    """Hash of the outputs, and of the code that made them.
+
+    The set-up cell's code does not count, or a new address would ask for a run of all lessons.
+    """
+    parts = []
+    for cell in _listed_cells(cells):
+        if cell["cell_type"] == "code":
+            setup = "setup" in cell["metadata"].get("tags", [])
+            said = [[] if setup else cell["source"], cell["outputs"]]
+            parts.append(json.dumps(said, sort_keys=True))
+    return _sha256(*parts)
 
 
 def badge(stem: str, repository: str, tag: str) -> str:
@@ -192,37 +199,32 @@ def _ids(stem: str) -> Callable[[str], str]:
     return make
 
 
-def _is_hashed(cell: dict[str, Any]) -> bool:
-    """Whether outputs depend on a cell: not on the set-up cell, or a new address ran them all."""
-    return cell["cell_type"] == "code" and "setup" not in cell["metadata"].get("tags", [])
-
-
 def _sha256(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _listed(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The notebook with each text that Jupyter stores as a list of lines as such a list."""
-
-    def lines(value: Any) -> Any:
-        return value.splitlines(keepends=True) if isinstance(value, str) else value
-
-    cells = []
-    for cell in notebook["cells"]:
-        cell = {**cell, "source": lines(cell["source"])}
+def _listed_cells(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cells with each text that Jupyter stores as a list of lines as such a list."""
+    listed = []
+    for cell in cells:
+        cell = {**cell, "source": _lines(cell["source"])}
         if cell["cell_type"] == "code":
-            cell["outputs"] = [_listed_output(output, lines) for output in cell["outputs"]]
-        cells.append(cell)
-    return {**notebook, "cells": cells}
+            cell["outputs"] = [_listed_output(output) for output in cell.get("outputs", [])]
+        listed.append(cell)
+    return listed
 
 
-def _listed_output(output: dict[str, Any], lines: Callable[[Any], Any]) -> dict[str, Any]:
+def _listed_output(output: dict[str, Any]) -> dict[str, Any]:
     output = dict(output)
     if "text" in output:
-        output["text"] = lines(output["text"])
+        output["text"] = _lines(output["text"])
     if "data" in output:
         output["data"] = {
-            kind: lines(value) if kind.startswith("text/") or kind in _SPLIT else value
+            kind: _lines(value) if kind.startswith("text/") or kind in _SPLIT else value
             for kind, value in output["data"].items()
         }
     return output
+
+
+def _lines(value: Any) -> Any:
+    return value.splitlines(keepends=True) if isinstance(value, str) else value

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -77,6 +78,12 @@ def snapshot(root):
     return {p: p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
+def rendered(text, stem, variant, *address):
+    """The notebook of a source as the bytes of its file."""
+    lesson = lessons.parse(text, Path("solutions") / f"{stem}.py")
+    return render.dump(render.notebook(lesson, variant, *address))
+
+
 # --- rendering --------------------------------------------------------------------------------
 
 
@@ -85,7 +92,7 @@ def test_rendering_is_as_stored(variant):
     # Kept as .json, so that no tool takes them for notebooks of the course. After a wanted change:
     # DLCOURSE_GOLDEN=write pytest tests/test_build.py -k as_stored, and read the diff.
     path = GOLDEN / f"01_tiny.{variant}.json"
-    made = render.render(TEXT, "01_tiny", variant, *ADDRESS)
+    made = rendered(TEXT, "01_tiny", variant, *ADDRESS)
     if os.environ.get("DLCOURSE_GOLDEN") == "write":
         path.write_bytes(made)
     assert made.decode() == path.read_text(encoding="utf-8")
@@ -95,10 +102,10 @@ def test_rendering_is_as_stored(variant):
 def test_rendering_is_valid_deterministic_and_laid_out_as_jupyter_does(
     variant, tmp_path, monkeypatch
 ):
-    made = render.render(TEXT, "01_tiny", variant, *ADDRESS)
+    made = rendered(TEXT, "01_tiny", variant, *ADDRESS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TZ", "Asia/Tokyo")
-    assert render.render(TEXT, "01_tiny", variant, *ADDRESS) == made
+    assert rendered(TEXT, "01_tiny", variant, *ADDRESS) == made
     assert b"\r" not in made and made.endswith(b"}\n")
     notebook = nbformat.reads(made.decode(), as_version=4)
     nbformat.validate(notebook)
@@ -112,7 +119,7 @@ def test_rendering_is_valid_deterministic_and_laid_out_as_jupyter_does(
 
 def test_ids_stay_when_other_cells_change():
     def ids(text):
-        notebook = json.loads(render.render(text, "01_tiny", "student", *ADDRESS))
+        notebook = json.loads(rendered(text, "01_tiny", "student", *ADDRESS))
         return [cell["id"] for cell in notebook["cells"]]
 
     before = ids(TEXT)
@@ -124,20 +131,20 @@ def test_ids_stay_when_other_cells_change():
     assert [id for id in more if id in before] == before
     assert len(set(more)) == len(before) + 2
     assert ids(TEXT.replace("# Return the mean", "# Give the mean")) == before
-    other = json.loads(render.render(TEXT, "01_tiny_b", "student", *ADDRESS))
+    other = json.loads(rendered(TEXT, "01_tiny_b", "student", *ADDRESS))
     assert not {cell["id"] for cell in other["cells"]} & set(before)
 
 
 def test_the_student_gets_the_stub_and_the_solution_the_code():
-    student = render.render(TEXT, "01_tiny", "student", *ADDRESS).decode()
-    solution = render.render(TEXT, "01_tiny", "solution", *ADDRESS).decode()
+    student = rendered(TEXT, "01_tiny", "student", *ADDRESS).decode()
+    solution = rendered(TEXT, "01_tiny", "solution", *ADDRESS).decode()
     assert ANSWER not in student and ANSWER in solution
     assert "SOLUTION" not in student + solution
     assert "solutions are welcome here" in student
 
 
 def test_markdown_is_rendered():
-    notebook = json.loads(render.render(TEXT, "01_tiny", "student", *ADDRESS))
+    notebook = json.loads(rendered(TEXT, "01_tiny", "student", *ADDRESS))
     texts = ["".join(cell["source"]) for cell in notebook["cells"]]
     title, objectives = texts[:2]
     assert title.startswith("# The mean of three numbers\n\n[![Open in Colab](https://")
@@ -464,6 +471,28 @@ def test_reset_keeps_a_copy(checkout, runs):
     assert path.with_name("01_tiny.mine-1.ipynb").read_bytes() == mine
 
 
+def test_an_attachment_is_work(checkout, runs):
+    build()
+    path = checkout / "course" / "01_tiny.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0]["attachments"] = {"photo.png": {"image/png": "aGk="}}
+    nbformat.write(notebook, path)
+    assert building.is_edited(path.read_bytes())
+
+
+def test_what_git_does_not_have_is_somebodys_own(checkout, runs, capsys):
+    git = ["git", "-C", str(checkout)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    build()
+    for name in ("notes.ipynb", "answers.py", "01_tiny.mine-1.ipynb"):
+        (checkout / "course" / name).write_text("{}", encoding="utf-8")
+    assert build(check=True) == 0
+    subprocess.run([*git, "add", "course/answers.py"], check=True)
+    capsys.readouterr()
+    assert build(check=True) == 1
+    assert capsys.readouterr().out.startswith("course/answers.py: no source makes it: move it")
+
+
 def test_outputs_alone_are_no_work(checkout, runs):
     build()
     path = checkout / "course" / "01_tiny.ipynb"
@@ -521,7 +550,7 @@ STALE = {
     "code changed": (
         "solutions/01_tiny.py",
         ("numbers = [1.0", "numbers = [2.0"),
-        r"solutions/01_tiny.ipynb: outputs are older than the code of solutions/01_tiny.py",
+        r"solutions/01_tiny.ipynb: outputs are older than the code of the source",
     ),
     "metadata": (
         "course/01_tiny.ipynb",
@@ -548,6 +577,18 @@ STALE = {
     "toc": ("course/_toc.yml", ("Densities", "Flows"), "course/_toc.yml: out of date"),
     "toc gone": ("course/_toc.yml", None, "course/_toc.yml: out of date"),
     "orphan": ("course/02_gone.ipynb", "{}", "course/02_gone.ipynb: a notebook without source"),
+    "another notebook": ("course/extra.ipynb", "{}", "course/extra.ipynb: no source makes it"),
+    "a script": ("course/answers.py", "1", "course/answers.py: no source makes it"),
+    "outputs edited": (
+        "solutions/01_tiny.ipynb",
+        ("run 1", "run 9"),
+        "solutions/01_tiny.ipynb: code or outputs were changed after the run",
+    ),
+    "work without source": (
+        "course/02_gone.ipynb",
+        "{}",
+        "holds your work: move it elsewhere",
+    ),
     "old solution": (
         "solutions/02_gone.ipynb",
         "{}",
@@ -577,7 +618,7 @@ def test_the_difference_is_shown(checkout, runs, capsys):
     assert build(check=True) == 1
     out = capsys.readouterr().out
     assert "    -One number stands" in out and "    +A number stands" in out
-    assert out.endswith("Run `dlcourse build` to make it again.\n")
+    assert out.splitlines()[-1].startswith("Next: `dlcourse build` makes these files again")
 
 
 # --- the kernel -------------------------------------------------------------------------------

@@ -290,6 +290,13 @@ def test_an_exercise_that_is_not_there_gets_a_sentence(folder):
         lessons.solution_text("01.7")
 
 
+@pytest.mark.parametrize("name", ["2_flows.py", "02-flows.py", "02_Flows.py"])
+def test_a_misnamed_lesson_is_refused(name, folder):
+    (folder / name).write_text(TEXT, encoding="utf-8")
+    with pytest.raises(SourceError, match=f"{name}:1: a lesson named"):
+        lessons.sources()
+
+
 def test_two_lessons_of_one_number_are_refused(folder):
     (folder / "01_other.py").write_text(TEXT, encoding="utf-8")
     with pytest.raises(CourseError, match=r"01_other.py, 01_tiny.py"):
