@@ -4,9 +4,12 @@ pytest runs them too, through nbval. That never compares a cell without executio
 unexecuted notebook would pass it: here it does not.
 """
 
+import configparser
 import copy
 import json
 import re
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -110,6 +113,30 @@ def test_everything_generated_is_up_to_date(capsys):
     said = capsys.readouterr().out.splitlines()
     problems = [line for line in said if not line.startswith((" ", "Next: ", *theirs))]
     assert problems == [], "\n".join(said)
+
+
+def test_pytest_runs_all_notebooks():
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "course", "solutions"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    for folder in ("course", "solutions"):
+        for source in LESSONS:
+            assert f"{folder}/{source.stem}.ipynb::Cell 0" in done.stdout, done.stdout
+
+
+def test_the_sanitizer_leaves_verdicts_different():
+    """nbval compares outputs after it; numbers may go, words may not."""
+    rules = configparser.ConfigParser()
+    rules.read(ROOT / "tests" / "nbval.cfg", encoding="utf-8")
+
+    def sanitized(text):
+        for name in rules.sections():
+            text = re.sub(rules[name]["regex"], rules[name]["replace"], text)
+        return text
+
+    passed = "✓ pass · gap: 0.004 nats (band: at most 0.01)"
+    assert sanitized(passed) == sanitized(passed.replace("0.004", "0.0057"))
+    for other in ("✗ fail · gap", "✓ pass · rank"):
+        assert sanitized(passed) != sanitized(passed.replace("✓ pass · gap", other))
 
 
 # --- that the guards see ----------------------------------------------------------------------
