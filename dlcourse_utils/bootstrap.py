@@ -5,6 +5,7 @@ an old Python can read it and be refused with one sentence. `lock` renews the lo
 """
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ LOCK = "requirements.lock"
 _NOT_OURS = ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
 
 
-def refusal(version, executable):
+def refusal(version: tuple, executable: str) -> "str | None":
     """The sentence for a Python that the course does not run on, None for one that it does."""
     if SUPPORTED[0] <= tuple(version[:2]) <= SUPPORTED[1]:
         return None
@@ -51,7 +52,8 @@ def lock(arguments: list) -> None:
     command += ["--extra=lab", "--extra=test", "--extra=dev", "--generate-hashes", "--quiet"]
     command += ["--no-header", "--no-annotate", "pyproject.toml", f"--output-file={LOCK}"]
     _run([sys.executable, "-m", *command, *arguments], env=environment)
-    (ROOT / "environment.yml").write_text(environment_yml((ROOT / LOCK).read_text()))
+    text = environment_yml((ROOT / LOCK).read_text(encoding="utf-8"))
+    (ROOT / "environment.yml").write_text(text, encoding="utf-8")
 
 
 def make() -> None:
@@ -59,32 +61,54 @@ def make() -> None:
 
     The stamp is the last thing written, so what was interrupted is done again. It holds the place
     and the Python too, because a virtual environment survives neither being moved nor another
-    Python; a new lock alone is only synchronised.
+    Python; a new lock alone is only synchronised, and where that fails the environment stays.
     """
     folder = ROOT / ".venv"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = folder / "dlcourse-stamp"
     place = "Python {}.{} in {}".format(*sys.version_info[:2], ROOT)
     pinned = (ROOT / LOCK).read_bytes()
-    wanted = hashlib.sha256(pinned + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    found = stamp.read_text().splitlines() if stamp.is_file() and python.exists() else ["", ""]
+    wanted = _wanted(pinned)
+    there = stamp.is_file() and python.exists()
+    found = stamp.read_text(encoding="utf-8").splitlines() if there else ["", ""]
     if found == [place, wanted]:
         return
     version = place.partition(" in ")[0]
     print(f"Setting up .venv with {version} (once; some 250 MB to fetch) ...", flush=True)
-    stamp.unlink(missing_ok=True)
+    if there:
+        stamp.unlink()
     if found[0] != place:
         _run([sys.executable, "-m", "venv", "--clear", folder])
         uv = re.search(rb"^uv==\S+", pinned, re.MULTILINE).group().decode()
         _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", uv])
+    try:
+        _synchronise(python)
+    except subprocess.CalledProcessError:
+        stamp.write_text(f"{place}\n\n", encoding="utf-8")  # a failed step has removed nothing
+        raise
+    stamp.write_text(f"{place}\n{wanted}\n", encoding="utf-8")
+
+
+def _wanted(pinned: bytes) -> str:
+    """Hash of what the environment is made from; the rest of pyproject.toml changes nothing."""
+    import tomllib  # an old Python is refused before
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = settings["project"]
+    matters = [project["dependencies"], project["scripts"], settings["build-system"]]
+    return hashlib.sha256(pinned + json.dumps(matters, sort_keys=True).encode()).hexdigest()
+
+
+def _synchronise(python: Path) -> None:
+    """Install what is locked, and the checkout itself, for which the lock has all that it takes."""
     try:
         _run([python, "-m", "uv", "pip", "sync", "--python", python, LOCK])
     except subprocess.CalledProcessError:
         # A school with its own package index usually says so in pip's settings, which uv ignores.
         print("uv could not install the packages; trying once more with pip ...", flush=True)
         _run([python, "-m", "pip", "install", "--requirement", LOCK])
-    _run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", "."])
-    stamp.write_text(f"{place}\n{wanted}\n")
+    itself = ["--no-build-isolation", "--no-deps", "--editable", "."]
+    _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *itself])
 
 
 def _run(command, **options):
@@ -105,6 +129,9 @@ def main() -> None:
             "and run the same command again (on Debian and Ubuntu Python needs the package "
             "python3-venv)."
         )
+    except KeyboardInterrupt:
+        print("Set-up was stopped: run the same command again to finish it.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

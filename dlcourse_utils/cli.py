@@ -28,6 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        what = error.strerror or type(error).__name__
+        where = f": {error.filename}" if error.filename else ""
+        print(f"{what}{where}: look at its rights and at the room on the disk.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

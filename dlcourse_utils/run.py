@@ -52,15 +52,21 @@ def table(records: list[dict[str, Any]]) -> str:
     rows = [("verdict", "value", "band", "unit", "")]
     for record in records:
         word = "pass" if record["ok"] else "FAIL"
-        rows.append((record["name"], _number(record["value"]), _band(record), record["unit"], word))
+        value = _value(record["value"])
+        rows.append((record["name"], value, _band(record), record["unit"], word))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(f"{text:<{w}}" for text, w in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "-" * len(lines[0].rstrip()))
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"
+def _value(value: float | None) -> str:
+    """A measured value; a notebook keeps None for NaN and infinity, which JSON does not have."""
+    return "not finite" if _plain(value) is None else _number(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
 
 
 def _band(record: dict[str, Any]) -> str:

@@ -77,9 +77,10 @@ def test_all_verdicts_in_their_bands(checkout, finding, capsys):
         (10.0, [GOOD, BAD], "0.66 to 0.7"),
         (10.0, [], "must call verdict"),
         (60.1, [GOOD], "wall time"),
-        (10.0, [{**GOOD, "value": math.nan, "ok": False}], "nan"),
+        (10.0, [{**GOOD, "value": math.nan, "ok": False}], "not finite"),
+        (10.0, [{**GOOD, "value": None, "ok": False}], "not finite"),
     ],
-    ids=["out of band", "none", "slow", "not a number"],
+    ids=["out of band", "none", "slow", "not a number", "not finite"],
 )
 def test_what_fails(seconds, records, words, checkout, finding, capsys):
     finding(seconds, *records)

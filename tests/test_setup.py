@@ -45,10 +45,11 @@ def test_lock_has_one_version_of_each_package(python: str) -> None:
     assert {wanted.name for wanted in WANTED} <= set(names)
 
 
-def test_lock_has_hashes() -> None:
-    blocks = re.split(r"\n(?=\w)", LOCK)
-    assert len(blocks) == len(PINS)
-    assert all("--hash=sha256:" in block for block in blocks)
+def test_lock_has_pins_with_hashes_and_nothing_else() -> None:
+    pin = r"[a-z0-9][a-z0-9.-]*==[\w.+!]+(?: ; [^\\\n@/]+?)?"
+    block = rf"{pin}(?: \\\n    --hash=sha256:[0-9a-f]{{64}})+\n"
+    left = re.sub(rf"(?m)^{block}", "", LOCK)
+    assert left == "", left[:200]
 
 
 def test_environment_yml_is_the_lock() -> None:
@@ -191,6 +192,88 @@ def test_an_expected_trouble_is_one_sentence(
     with pytest.raises(SystemExit):
         cli.main(["data", "--unknown"])
     assert "unknown argument: --unknown" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise PermissionError(13, "Permission denied", "course/01.ipynb")
+
+    monkeypatch.setattr("dlcourse_utils.build.reset", fail)
+    assert cli.main(["reset", "01"]) == 2
+    assert capsys.readouterr().err.startswith("Permission denied: course/01.ipynb: look at ")
+
+
+def test_ctrl_c_is_no_traceback(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dlcourse_utils.build.reset", stop)
+    assert cli.main(["reset", "01"]) == 130
+    monkeypatch.setattr(bootstrap, "make", stop)
+    monkeypatch.setattr(sys, "argv", ["bootstrap.py"])
+    with pytest.raises(SystemExit) as stopped:
+        bootstrap.main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.startswith("Set-up was stopped")
+
+
+def checkout_of_pins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A folder to set up in, with a Python; collects the commands that would run."""
+    for name in ("pyproject.toml", "requirements.lock"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    monkeypatch.setattr(bootstrap, "ROOT", folder)
+    commands: list[list[str]] = []
+
+    def pretend(command: list, **_: object) -> None:
+        commands.append([str(part) for part in command[1:]])
+
+    monkeypatch.setattr(bootstrap, "_run", pretend)
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("")
+    return commands
+
+
+def test_only_what_matters_sets_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = checkout_of_pins(tmp_path, monkeypatch)
+    bootstrap.make()
+    assert commands[0][:2] == ["-m", "venv"]
+    assert "--no-build-isolation" in commands[-1]
+    commands.clear()
+    project = tmp_path / "pyproject.toml"
+    project.write_text(project.read_text().replace("github.com/dlcourse", "github.com/school"))
+    bootstrap.make()
+    assert commands == []
+    project.write_text(project.read_text().replace('"optax>=0.2.3"', '"optax>=0.2.4"'))
+    bootstrap.make()
+    assert [command[1] for command in commands] == ["uv", "pip"]
+
+
+def test_a_failed_set_up_leaves_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without network it must not be cleared, now or the next time."""
+    commands = checkout_of_pins(tmp_path, monkeypatch)
+    bootstrap.make()
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(lock.read_text() + "#\n")
+    commands.clear()
+    pretend = bootstrap._run
+
+    def fail(command: list, **_: object) -> None:
+        pretend(command)
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(bootstrap, "_run", fail)
+    for _ in range(2):
+        with pytest.raises(subprocess.CalledProcessError):
+            bootstrap.make()
+    assert "venv" not in {command[1] for command in commands}
+    assert not any("--editable" in command for command in commands)
 
 
 def test_data_lists_every_file(capsys: pytest.CaptureFixture) -> None:
