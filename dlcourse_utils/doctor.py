@@ -39,6 +39,10 @@ def examine() -> Iterator[Finding]:
             yield look()
         except CourseError as error:
             yield Finding(look.__name__.strip("_"), "broken", str(error))
+        except ImportError as error:
+            missing = error.name or env.first_line(error)
+            text = f"not looked at, because {missing} is missing: run `pip install {missing}`."
+            yield Finding(look.__name__.strip("_"), "warning", text)
 
 
 def _python() -> Finding:
@@ -148,12 +152,14 @@ def _data() -> Finding:
 
     files = registry.status()
     for file in files:
-        if file.place == "damaged" or (file.entry.url is None and not file.ok):
-            state = "warning" if file.entry.url else "broken"
-            text = (
-                f"{file.entry.name} is missing or damaged: run `dlcourse data {file.entry.name}`."
-            )
-            return Finding("data", state, text)
+        name = file.entry.name
+        if file.entry.url is None and not file.ok:
+            anew = "run `git checkout -- data`" if paths.repository_root() else "install it again"
+            text = f"{name}, which ships with the course, is missing or damaged: {anew}."
+            return Finding("data", "broken", text)
+        if file.place == "damaged":
+            text = f"{name} is damaged: run `dlcourse data {name}`."
+            return Finding("data", "warning", text)
     absent = [file.entry.name for file in files if not file.ok]
     later = f"; fetched when a lesson asks: {', '.join(absent)}" if absent else ""
     return Finding("data", "ok", f"{len(files) - len(absent)} of {len(files)} files here{later}")

@@ -263,6 +263,15 @@ def test_doctor_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state("memory") == ("warning", text)
 
 
+@pytest.mark.parametrize(("package", "name"), [("psutil", "memory"), ("requests", "network")])
+def test_doctor_without_its_own_tools(
+    package: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    text = f"not looked at, because {package} is missing: run `pip install {package}`."
+    assert state(name) == ("warning", text)
+
+
 def test_doctor_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     occupied = tmp_path / "file"
     occupied.write_text("")
@@ -298,10 +307,10 @@ def test_doctor_with_damaged_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "registry.toml").write_bytes(shipped.read_bytes())
     monkeypatch.setattr(registry.paths, "data_dir", lambda: tmp_path)
     found, text = state("data")
-    assert (found, text.partition(" is ")[2]) == (
-        "broken",
-        "missing or damaged: run `dlcourse data mass_function.npz`.",
-    )
+    sentence = "mass_function.npz, which ships with the course, is missing or damaged: "
+    assert (found, text) == ("broken", f"{sentence}run `git checkout -- data`.")
+    monkeypatch.setattr(doctor.paths, "repository_root", lambda: None)
+    assert state("data") == ("broken", f"{sentence}install it again.")
     (tmp_path / "registry.toml").unlink()
     found, text = state("data")
     assert found == "broken"
