@@ -25,9 +25,14 @@ def keep_copy(path: Path) -> Path:
     for number in count(1):
         copy = path.with_name(f"{path.stem}.mine-{number}{path.suffix}")
         try:
-            with copy.open("xb") as file:  # "x" fails where the name is taken, so none is lost
-                file.write(data)
+            file = copy.open("xb")  # "x" fails where the name is taken, so none is lost
         except FileExistsError:
             continue
+        try:
+            with file:
+                file.write(data)
+        except BaseException:
+            copy.unlink(missing_ok=True)
+            raise
         break
     return copy
