@@ -49,7 +49,7 @@ def index(lessons: Iterable[Lesson], repository: str, tag: str) -> str:
             about = (
                 f"{lesson.summary} *{lesson.minutes} minutes* {badge(lesson.stem, repository, tag)}"
             )
-            lines.append(f"- {page}: {about}")
+            lines.append(f"- {page}: {about}".rstrip())
     return "\n".join(lines) + "\n"
 
 

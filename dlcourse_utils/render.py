@@ -112,14 +112,17 @@ def outputs_sha256(cells: list[dict[str, Any]]) -> str:
 def badge(stem: str, repository: str, tag: str) -> str:
     """Markdown of the badge that opens the student notebook in Colab.
 
-    Raises CourseError for an address that Colab cannot open.
+    Empty for an address that is not GitHub's, from which Colab opens nothing. Raises CourseError
+    for what is no address of a repository.
     """
     address = urlsplit(repository)
-    if address.netloc != "github.com" or not re.fullmatch(r"/[\w.-]+/[\w.-]+", address.path):
+    if address.scheme != "https" or not re.fullmatch(r"(/[\w.-]+){2,}", address.path):
         raise CourseError(
-            f"Colab opens notebooks from GitHub only, not from {repository!r}: set Repository in "
-            "pyproject.toml to https://github.com/OWNER/NAME."
+            f"{repository!r} is no address of a repository: set Repository in pyproject.toml to "
+            "one such as https://github.com/OWNER/NAME."
         )
+    if address.netloc != "github.com":
+        return ""
     link = f"https://colab.research.google.com/github{address.path}/blob/{tag}/course/{stem}.ipynb"
     return f"[![Open in Colab]({_BADGE})]({link})"
 
@@ -171,7 +174,7 @@ def _facts(lesson: Lesson, variant: Variant, repository: str, tag: str) -> str:
         facts.append(lesson.needs)
     if variant == "solution":
         facts.append("solved")
-    return f"{badge(lesson.stem, repository, tag)}\n\n*{' · '.join(facts)}*"
+    return f"{badge(lesson.stem, repository, tag)}\n\n*{' · '.join(facts)}*".strip()
 
 
 def _objectives(lesson: Lesson) -> str:

@@ -161,10 +161,18 @@ def test_markdown_is_rendered():
     assert not any("Hint: " in text or "Answer: " in text for text in texts)
 
 
-def test_an_address_that_colab_cannot_open_is_refused():
-    for address in ("https://gitlab.com/a/b", "github.com/a/b", "https://github.com/a", ""):
+def test_what_is_no_address_is_refused():
+    for address in ("github.com/a/b", "https://github.com/a", ""):
         with pytest.raises(CourseError, match="set Repository"):
             render.badge("01_tiny", address, "v1")
+
+
+def test_a_fork_off_github_has_no_badge(checkout, runs):
+    edit(checkout / "pyproject.toml", "github.com/example/course", "git.school.edu/a/b/course")
+    assert build() == 0
+    made = b"".join(snapshot(checkout).values())
+    assert b"colab.research" not in made and b"git.school.edu/a/b/course" in made
+    assert build(check=True) == 0
 
 
 # --- leaks ------------------------------------------------------------------------------------
@@ -458,6 +466,23 @@ def test_force_keeps_a_copy_and_never_overwrites_one(checkout, runs):
     assert build(check=True) == 0  # copies are no orphans
     assert build(force=True) == 0
     assert len(list(path.parent.glob("*.ipynb"))) == 4  # nothing edited, nothing to keep
+
+
+def test_a_copy_that_cannot_be_finished_is_removed(tmp_path, monkeypatch):
+    path = tmp_path / "a.ipynb"
+    path.write_bytes(b"work")
+    real = Path.open
+
+    def full(self, *arguments, **options):
+        file = real(self, *arguments, **options)
+        if ".mine-" in self.name:
+            file.close()  # what is written then raises, as on a full disk
+        return file
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(ValueError, match="closed file"):
+        files.keep_copy(path)
+    assert snapshot(tmp_path) == {path: b"work"}
 
 
 def test_reset_keeps_a_copy(checkout, runs):
