@@ -23,6 +23,7 @@ test: setup ## set everything up and run all tests
 	@$(COURSE) test $(ARGS)
 
 run: setup ## execute a solved lesson and show its verdicts: make run LESSON=01
+	@test -n "$(LESSON)" || { echo "Name the lesson: make run LESSON=01" >&2; exit 2; }
 	@$(COURSE) run $(LESSON)
 
 notebooks: setup ## make the notebooks anew from solutions/*.py

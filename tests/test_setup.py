@@ -117,7 +117,7 @@ def test_public_ci_runs_the_readmes_command() -> None:
         "steps"
     ]
     assert {"run": "make test"} in steps
-    assert (ROOT / ".ci/run").read_text().endswith("\nmake test\n")
+    assert (ROOT / ".ci/run").read_text().endswith("\nmake lint test\n")
     assert os.access(ROOT / ".ci/run", os.X_OK)
     assert "`make test`" in read(ROOT / "README.md")
 
@@ -159,6 +159,12 @@ def test_make_alone_lists_what_it_can_do() -> None:
     done = make()
     names = re.findall(r"^make (\w+)", done.stdout, re.MULTILINE)
     assert names == ["help", "lab", "test", "run", "notebooks", "lint", "lock", "clean"]
+
+
+def test_make_run_asks_for_a_lesson() -> None:
+    done = make("run", "--assume-old=setup")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "Name the lesson: make run LESSON=01"
 
 
 def make(*words: str) -> subprocess.CompletedProcess:
