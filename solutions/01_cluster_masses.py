@@ -24,8 +24,8 @@
 # # How heavy is a galaxy cluster?
 #
 # A galaxy cluster is weighed by what a survey sees of it: how many galaxies it has, and how fast
-# they move. The classical answer is one number with one error bar. For some clusters that answer is
-# wrong by a factor of three, because two clusters on one line of sight look like a single heavy one.
+# they move. The classical answer is one number with one error bar. For one cluster in twelve it is
+# wrong by a factor of three or more, mostly where two on one line of sight look like a single heavy one.
 #
 # **The claim of this lesson:** a small network, trained for ten seconds on simulations, gives the
 # whole posterior of the mass, two peaks included. It comes within **0.01 nats** of the exact
@@ -148,7 +148,7 @@ figures.data(train, slope, intercept, scatter)
 
 # %% [markdown]
 # The line has a scatter of 0.3 dex: a factor of two. The structures in line (pink) sit below
-# it: they look heavier than they are, by a factor of three. The richness helps to tell, and the number of velocities says
+# it: they look heavier than they are, by a factor of 2.3 on average. The richness helps to tell, and the number of velocities says
 # how far to trust the dispersion. A network can use all four features.
 
 # %% [markdown]

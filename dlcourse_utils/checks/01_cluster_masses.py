@@ -24,7 +24,7 @@ def _m_sigma_cases(rng):
 
     return {
         "tight": sample(400, 2.7, 0.15),
-        "wide": sample(400, 2.0, 0.4),
+        "wide": sample(400, 2.0, 0.65),
         # As many as in the lesson, where single precision begins to matter.
         "many": sample(600_000, 2.0, 0.3),
     }
