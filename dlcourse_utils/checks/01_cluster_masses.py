@@ -345,7 +345,9 @@ _MIXTURE = Spec(
     evaluate=_log_prob_of,
     atol=2e-3,
     rtol=1e-4,
-    gradient=lambda f, case: jax.grad(lambda x: f(x).log_prob(_MASSES[:, None]).sum())(*case),
+    gradient=lambda f, case: jax.jit(jax.grad(lambda x: f(x).log_prob(_MASSES[:1, None]).sum()))(
+        *case
+    ),
     insight="Softmax and softplus turn any real outputs into a valid density, so the optimiser "
     "needs no constraints.",
     suspects=(

@@ -291,7 +291,7 @@ def simulate(
 # --- the likelihood --------------------------------------------------------------------------
 
 # Nodes and weights for an integral over a normal law, centred on the integrand below.
-_NODES, _WEIGHTS = (x.astype(np.float32) for x in np.polynomial.hermite_e.hermegauss(10))
+_NODES, _WEIGHTS = (x.astype(np.float32) for x in np.polynomial.hermite_e.hermegauss(7))
 _LOG_WEIGHTS = np.log(_WEIGHTS) - np.float32(0.5 * np.log(2.0 * np.pi))
 
 
@@ -308,7 +308,7 @@ def _log_likelihood_kind(features, log_mass, superposed, relations):
     mean = law.sigma_mean + slope * (ln_richness - law.richness_mean)
     var = law.sigma_var - slope * law.cov
     # The true dispersion is unknown: integrate it out. Gauss-Hermite nodes sit on the Gaussian
-    # closest to (normal law of ln sigma) x (law of the measured one), so that ten suffice.
+    # closest to (normal law of ln sigma) x (law of the measured one), so that seven suffice.
     centre_var = 1.0 / (1.0 / var + 2.0 * freedom)
     centre = centre_var * (mean / var + 2.0 * freedom * ln_measured)
     log_chi_norm = (
