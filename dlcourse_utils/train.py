@@ -53,7 +53,7 @@ def fit(
     steps: int,
     batch_size: int = 512,
     held_out: tuple[jax.Array, ...] | None = None,
-    reports: int = 40,
+    reports: int = 20,
     patience: int | None = None,
     label: str = "fit",
 ) -> FitResult:

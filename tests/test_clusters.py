@@ -216,3 +216,9 @@ def test_velocities_have_the_measured_dispersion_and_their_shape():
     # The standard error of a kurtosis from 200 velocities is at most (24 / 200)^0.5.
     for values, mean in ((kurtosis[True], expected), (kurtosis[False], 0.0)):
         assert np.mean(values) == pytest.approx(mean, abs=4 * (24 / 200 / len(values)) ** 0.5)
+
+
+@pytest.mark.parametrize("freedom", [4, 5, 19, 198, 199])
+def test_chi_squared_draws(freedom):
+    draws = clusters._chi_squared(KEY, jnp.full((5000,), float(freedom)))
+    assert stats.kstest(np.asarray(draws), stats.chi2(freedom).cdf).pvalue > 1e-3
