@@ -226,8 +226,6 @@ def train_point_network(loss, label, steps=2_200):
         key=jax.random.key(3),
         optimizer=adam(steps),
         steps=steps,
-        held_out=(test.features, test.log_mass),
-        reports=10,
         label=label,
     )
     return net.apply(result.params, test.features)[:, 0] + train_mean
@@ -383,7 +381,7 @@ class MDN(nn.Module):
         return mixture(MLP(n_outputs=3 * N_COMPONENTS)(x))
 
 
-mdn, steps = MDN(), 3_500
+mdn, steps = MDN(), 2_800
 trained = fit(
     lambda params, x, m: nll(mdn.apply(params, x), m),
     jax.jit(mdn.init)(jax.random.key(4), train.features[:1]),
