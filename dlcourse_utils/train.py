@@ -138,7 +138,7 @@ def _checked(data: Any, name: str, count: int | None) -> tuple[jax.Array, ...]:
         shapes = ", ".join(str(array.shape) for array in arrays)
         raise FitError(f"The arrays of `{name}` need one common, non-zero length; got {shapes}.")
     for array in arrays:
-        if jnp.issubdtype(array.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(array))):
+        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
             raise FitError(f"`{name}` holds NaN or infinite values: remove those rows first.")
     return arrays
 

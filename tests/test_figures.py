@@ -69,3 +69,15 @@ def test_binned_mean():
     np.testing.assert_allclose(centres, [0.5, 1.5])  # the third bin has too few
     np.testing.assert_allclose(means, [0.5, 1.5])
     np.testing.assert_allclose(errors, 1.0 / np.sqrt(99))
+
+
+def test_a_figure_gets_numpy_arrays_and_its_answers_in_order():
+    """Sorted names would put every curve under another's label."""
+
+    @plot.on_host
+    def draw(x, answers, *, more):
+        return x, answers, more
+
+    x, answers, more = draw(GRID, {"b": GRID, "a": {"d": GRID, "c": 1}}, more=(GRID, "text"))
+    assert all(isinstance(value, np.ndarray) for value in (x, answers["b"], more[0]))
+    assert list(answers) == ["b", "a"] and list(answers["a"]) == ["d", "c"]

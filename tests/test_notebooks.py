@@ -15,7 +15,8 @@ import nbformat
 import pytest
 
 from dlcourse_utils import execute, leaks, lessons
-from dlcourse_utils.build import build
+from dlcourse_utils.build import build, read_course
+from dlcourse_utils.run import MOST_SECONDS
 from tests.environments import ROOT, committed, stored
 
 LESSONS = lessons.sources()
@@ -91,6 +92,19 @@ def test_all_verdicts_are_in_their_bands(source):
     for cell in code_cells(notebook):  # nbval compares what has this tag
         if execute.verdicts({"cells": [cell]}):
             assert "nbval-check-output" in cell.metadata.get("tags", []), cell.source
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", LESSONS, ids=lambda path: path.stem)
+def test_an_untouched_student_notebook_ends_clean_in_its_bands_and_in_time(source):
+    """Cold caches. Twice the seconds of `make run`: a shared machine may be half as fast."""
+    lesson = lessons.load(source)
+    execution = execute.execute(read_course().student(lesson), lesson, cold=True)
+    execute.inspect_outputs(execution.notebook, lesson)
+    records = execute.verdicts(execution.notebook)
+    assert records
+    assert [record["name"] for record in records if not record["ok"]] == []
+    assert execution.seconds <= 2 * MOST_SECONDS
 
 
 def test_no_solution_line_is_in_the_folder_of_the_course():

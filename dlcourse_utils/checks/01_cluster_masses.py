@@ -366,6 +366,13 @@ _MIXTURE = Spec(
             "Use `tfd.Categorical(logits=a)`.",
         ),
         Suspect(
+            "softmax_twice",
+            _with_weights(lambda a: tfd.Categorical(logits=jax.nn.softmax(a, axis=-1))),
+            "The softmax is applied twice: by you, and by `logits=`.",
+            "Logits between 0 and 1 make all weights nearly equal: no component can be left out.",
+            "Pass `logits=a`, without a softmax of your own.",
+        ),
+        Suspect(
             "equal_weights",
             _with_weights(lambda a: tfd.Categorical(logits=jnp.zeros_like(a))),
             "All components have the same weight.",
@@ -399,6 +406,13 @@ _MIXTURE = Spec(
             "The floor of the scales, 0.01 dex, is missing.",
             "A component can collapse onto one cluster, with an infinite likelihood.",
             "Add `MIN_SCALE`.",
+        ),
+        Suspect(
+            "floor_in_bracket",
+            _with_scale(lambda c: _SCALE * (_FLOOR + nn.softplus(c))),
+            "The floor of the scales is multiplied by 0.6.",
+            "It is then 0.006 dex and not 0.01: a bracket too many.",
+            "Use `MIN_SCALE + MASS_SCALE * nn.softplus(c)`.",
         ),
         Suspect(
             "scale_not_in_units",

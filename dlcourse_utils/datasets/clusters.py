@@ -35,7 +35,7 @@ it does not fit anything.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -99,6 +99,7 @@ def hubble_rate(z: jax.Array) -> jax.Array:
 # --- masses ---------------------------------------------------------------------------------
 
 
+@partial(jax.jit, static_argnums=1)
 def sample_training_mass(key: jax.Array, n: int) -> jax.Array:
     """Draw n values of log10 M200c from the training prior; see `log_training_prior`."""
     flat_key, edge_key = jax.random.split(key)
@@ -106,6 +107,7 @@ def sample_training_mass(key: jax.Array, n: int) -> jax.Array:
     return flat + TRAIN_EDGE * jax.random.normal(edge_key, (n,))
 
 
+@jax.jit
 def log_training_prior(log_mass: jax.Array) -> jax.Array:
     """Log density, per dex, of the training masses: flat from 13.2 to 15.2, edges 0.1 dex soft.
 
@@ -148,16 +150,21 @@ def log_mass_function(log_mass: jax.Array, z: jax.Array) -> jax.Array:
     infinity outside 13.5 to 15.4.
     """
     table = mass_function()
-    log_mass, z = jnp.broadcast_arrays(jnp.asarray(log_mass), jnp.asarray(z))
-    step = table.z[1] - table.z[0]
-    position = jnp.clip((z - table.z[0]) / step, 0.0, len(table.z) - 1.0)
+    return _log_interpolated(log_mass, z, table.z, jnp.asarray(table.density, dtype=jnp.float32))
+
+
+@jax.jit
+def _log_interpolated(log_mass, z, z_nodes, density):
+    log_mass, z = jnp.broadcast_arrays(log_mass, z)
+    step = z_nodes[1] - z_nodes[0]
+    position = jnp.clip((z - z_nodes[0]) / step, 0.0, len(z_nodes) - 1.0)
     column = jnp.clip(
-        (log_mass - SURVEY_LOW) / (SURVEY_HIGH - SURVEY_LOW) * (len(table.log_mass) - 1),
+        (log_mass - SURVEY_LOW) / (SURVEY_HIGH - SURVEY_LOW) * (density.shape[1] - 1),
         0.0,
-        len(table.log_mass) - 1.0,
+        density.shape[1] - 1.0,
     )
     density = jax.scipy.ndimage.map_coordinates(
-        jnp.asarray(table.density, dtype=jnp.float32), [position, column], order=1, mode="nearest"
+        density, [position, column], order=1, mode="nearest"
     )
     inside = (log_mass >= SURVEY_LOW) & (log_mass <= SURVEY_HIGH)
     return jnp.where(inside, jnp.log(density), -jnp.inf)
@@ -176,15 +183,18 @@ def sample_survey_mass(key: jax.Array, z: jax.Array) -> jax.Array:
         ],
         axis=1,
     )
+    levels = jnp.asarray(cdf / cdf[:, -1:], dtype=jnp.float32)
+    return _invert(key, z, table.z, levels, jnp.asarray(table.log_mass, dtype=jnp.float32))
+
+
+@jax.jit
+def _invert(key, z, z_nodes, levels, fine):
     node_key, mass_key = jax.random.split(key)
-    step = table.z[1] - table.z[0]
-    position = (z - table.z[0]) / step
+    position = (z - z_nodes[0]) / (z_nodes[1] - z_nodes[0])
     # Linear interpolation between two densities is a mixture of them: pick one at random.
     node = jnp.floor(position + jax.random.uniform(node_key, z.shape)).astype(jnp.int32)
-    node = jnp.clip(node, 0, len(table.z) - 1)
+    node = jnp.clip(node, 0, len(z_nodes) - 1)
     u = jax.random.uniform(mass_key, z.shape)
-    levels = jnp.asarray(cdf / cdf[:, -1:], dtype=jnp.float32)
-    fine = jnp.asarray(table.log_mass, dtype=jnp.float32)
     draws = jax.vmap(lambda row: jnp.interp(u, row, fine))(levels)
     return jnp.take_along_axis(draws, node[None, :], axis=0)[0]
 
@@ -242,9 +252,10 @@ def _chi_squared(key, freedom):
 
 
 @jax.jit
-def _draw(key, log_mass, z, relations):
+def _draw(key, index, log_mass, z, relations):
     """What is seen of a block of clusters: features (_BLOCK, 4) and superposed (_BLOCK,)."""
-    kind_key, richness_key, sigma_key, depth_key, chi_key = jax.random.split(key, 5)
+    keys = jax.random.split(jax.random.fold_in(key, index), 5)
+    kind_key, richness_key, sigma_key, depth_key, chi_key = keys
     shape = log_mass.shape
     superposed = jax.random.bernoulli(kind_key, relations.superposed_fraction, shape)
     law = _given_mass(log_mass, z, superposed, relations)
@@ -288,18 +299,18 @@ def simulate(
         log_mass = sample_survey_mass(mass_key, z) if survey else sample_training_mass(mass_key, n)
     if log_mass.shape != (n,):
         raise ValueError(f"Expected {n} masses in one dimension, got shape {log_mass.shape}.")
+    # NumPy cuts and joins: XLA would compile both anew for every n.
     blocks = -(-n // _BLOCK)
     padding = (0, blocks * _BLOCK - n)
+    masses = np.split(np.pad(log_mass, padding, mode="edge"), blocks)
+    redshifts = np.split(np.pad(z, padding, mode="edge"), blocks)
     parts = [
-        _draw(block_key, block_mass, block_z, relations)
-        for block_key, block_mass, block_z in zip(
-            jax.random.split(draw_key, blocks),
-            jnp.split(jnp.pad(log_mass, padding, mode="edge"), blocks),
-            jnp.split(jnp.pad(z, padding, mode="edge"), blocks),
-            strict=True,
-        )
+        _draw(draw_key, np.uint32(index), block_mass, block_z, relations)
+        for index, (block_mass, block_z) in enumerate(zip(masses, redshifts, strict=True))
     ]
-    features, superposed = (jnp.concatenate(columns)[:n] for columns in zip(*parts, strict=True))
+    features, superposed = (
+        jnp.asarray(np.concatenate(columns)[:n]) for columns in zip(*parts, strict=True)
+    )
     return Clusters(log_mass, features, superposed)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
@@ -22,6 +21,7 @@ from dlcourse_utils.plot import (
     OTHER,
     TRUTH,
     binned_mean,
+    on_host,
     pit_histogram,
 )
 from dlcourse_utils.train import History
@@ -37,12 +37,14 @@ def _m_sigma(sample: Clusters) -> tuple[float, float, float]:
     return slope, intercept, float(np.std(log_mass - slope * log_sigma - intercept))
 
 
+@on_host
 def pick_two_peaked(log_p: jax.Array, grid: jax.Array, train: Clusters, sample: Clusters) -> int:
     """Index of two structures in line with a deep valley, far off the M-sigma line."""
     slope, intercept, _ = _m_sigma(train)
+    at_truth = np.asarray(exact.log_prob_at(log_p, grid, sample.log_mass))
     fit = sample.superposed & (sample.log_mass > 13.8) & (sample.log_mass < 14.8)
     fit &= slope * sample.features[:, 1] + intercept - sample.log_mass > 0.4
-    fit &= exact.log_prob_at(log_p, grid, sample.log_mass) > jnp.max(log_p, axis=1) - 0.7
+    fit &= at_truth > log_p.max(axis=1) - 0.7
     return int(np.argmax(np.where(fit, exact.valley(log_p), 0.0)))
 
 
@@ -54,11 +56,11 @@ def _zoom(ax, grid, *log_ps) -> None:
     """Limit the axis to where some density is above 0.5 % of its peak."""
     seen = np.zeros(len(grid), bool)
     for log_p in log_ps:
-        seen |= np.asarray(log_p) > float(jnp.max(log_p)) + np.log(0.005)
-    grid = np.asarray(grid)
+        seen |= log_p > np.max(log_p) + np.log(0.005)
     ax.set_xlim(grid[seen][0] - 0.05, grid[seen][-1] + 0.05)
 
 
+@on_host
 def claim(
     grid: jax.Array, exact_log_p: jax.Array, train: Clusters, test: Clusters, index: int
 ) -> None:
@@ -86,6 +88,7 @@ def claim(
     ax.set_title("One number cannot say what is known of this cluster")
 
 
+@on_host
 def data(train: Clusters, slope: float, intercept: float, scatter: float) -> None:
     """Mass against dispersion and richness, and the residuals of the M-sigma line."""
     few = slice(0, 4000)
@@ -96,10 +99,10 @@ def data(train: Clusters, slope: float, intercept: float, scatter: float) -> Non
     _, axes = plt.subplots(1, 3, figsize=(11, 3.8))
     for ax, column in ((axes[0], 1), (axes[1], 0)):
         for which, colour, marker, label in kinds:
-            shown = np.asarray(which[few])
+            shown = which[few]
             ax.plot(
-                10 ** np.asarray(train.features[few, column])[shown],
-                np.asarray(train.log_mass[few])[shown],
+                10 ** train.features[few, column][shown],
+                train.log_mass[few][shown],
                 marker,
                 color=colour,
                 ms=2,
@@ -128,7 +131,7 @@ def data(train: Clusters, slope: float, intercept: float, scatter: float) -> Non
     edges = np.linspace(-1.2, 1.4, 80)
     for which, colour, _, label in kinds:
         axes[2].hist(
-            np.asarray(residual)[np.asarray(which)],
+            residual[which],
             edges,
             color=colour,
             alpha=0.8,
@@ -140,6 +143,7 @@ def data(train: Clusters, slope: float, intercept: float, scatter: float) -> Non
     axes[2].set_title("Two in line look too heavy", fontsize=11)
 
 
+@on_host
 def flattening(log_mass: jax.Array, prediction: jax.Array, exact_mean: jax.Array) -> None:
     """Mean error against the true mass, and against the predicted mass."""
     edges = np.linspace(12.9, 15.5, 27)
@@ -159,6 +163,7 @@ def flattening(log_mass: jax.Array, prediction: jax.Array, exact_mean: jax.Array
     axes[0].legend()
 
 
+@on_host
 def losses(
     mse_prediction: jax.Array,
     mae_prediction: jax.Array,
@@ -169,7 +174,7 @@ def losses(
     """Distance of both point networks to the exact mean and to the exact median."""
     unit = float(exact_std.mean())
     # Mean and median differ where the posterior is skewed: only there can the two be told apart.
-    skewed = np.asarray(jnp.abs(exact_mean - exact_median) > 0.15 * unit)
+    skewed = np.abs(exact_mean - exact_median) > 0.15 * unit
     edges = np.linspace(-0.6, 0.6, 61)
     _, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
     for ax, target, name in ((axes[0], exact_mean, "mean"), (axes[1], exact_median, "median")):
@@ -177,7 +182,7 @@ def losses(
             (mse_prediction, MODEL, "-", "squared error"),
             (mae_prediction, OTHER, "--", "absolute error"),
         ):
-            difference = np.asarray((guess - target) / unit)[skewed]
+            difference = ((guess - target) / unit)[skewed]
             ax.hist(
                 difference,
                 edges,
@@ -195,6 +200,7 @@ def losses(
     axes[1].set_title("... absolute error the median", fontsize=11)
 
 
+@on_host
 def training(history: History, floor: float) -> None:
     """The loss falls to the entropy of the exact posterior."""
     _, ax = plt.subplots()
@@ -209,23 +215,25 @@ def training(history: History, floor: float) -> None:
     ax.set_title("The loss stops at what the data leave unknown")
 
 
+@on_host
 def summaries(
     grid: jax.Array, log_q: jax.Array, values: dict, log_mass: jax.Array, index: int
 ) -> None:
     """Mean, median, mode and the central interval of one two-peaked posterior."""
     p = np.exp(log_q[index])
     one = {name: float(column[index]) for name, column in values.items()}
-    within = np.trapezoid(
-        np.where(np.abs(np.asarray(grid) - one["mean"]) <= one["std"], p, 0.0), np.asarray(grid)
-    )
+    within = np.trapezoid(np.where(np.abs(grid - one["mean"]) <= one["std"], p, 0.0), grid)
     _, ax = plt.subplots(figsize=(7, 3.8))
     ax.plot(grid, p, color=MODEL)
-    inside = np.asarray((grid >= one["low"]) & (grid <= one["high"]))
+    inside = (grid >= one["low"]) & (grid <= one["high"])
     ax.fill_between(grid, p, where=inside, color=MODEL, alpha=0.2, lw=0)
     ax.text(one["low"] + 0.03, 0.12 * p.max(), "68 %", color=MODEL)
     for k, (name, style) in enumerate((("mode", ":"), ("median", "-."), ("mean", "--"))):
         ax.axvline(one[name], color=DATA, ls=style, lw=1.4, ymax=0.98 - 0.09 * k)
-        ax.text(one[name] + 0.015, (1.19 - 0.11 * k) * p.max(), name, color=DATA)
+        left = one[name] < one["mode"]  # away from the other lines
+        side = {"ha": "right"} if left else {}
+        x = one[name] + (-0.015 if left else 0.015)
+        ax.text(x, (1.19 - 0.11 * k) * p.max(), name, color=DATA, **side)
     ax.plot(
         [one["mean"] - one["std"], one["mean"] + one["std"]],
         [0.03 * p.max()] * 2,
@@ -233,18 +241,20 @@ def summaries(
         lw=3,
         ls="-",
     )
-    ax.text(
-        one["mean"] + one["std"] + 0.02,
-        0.02 * p.max(),
+    ax.annotate(
         f"mean ± std: {within:.0%}",
+        (one["mean"] + one["std"], 0.03 * p.max()),
+        xytext=(45, 45),
+        textcoords="offset points",
         color=DATA,
-        fontsize=9,
+        arrowprops={"arrowstyle": "-", "color": DATA, "lw": 0.8},
     )
     _zoom(ax, grid, log_q[index])
     ax.set(xlabel=MASS, ylabel=PER_DEX, ylim=(0, 1.27 * p.max()))
     ax.set_title("Mean, median and mode of a skewed posterior")
 
 
+@on_host
 def prior_change(
     grid: jax.Array,
     before: jax.Array,
@@ -253,7 +263,7 @@ def prior_change(
     log_mass: jax.Array,
 ) -> None:
     """Three clusters under the training prior and under the mass function."""
-    order = np.argsort(np.asarray(exact.valley(before)))[::-1]
+    order = np.argsort(exact.valley(before))[::-1]
     heavy = np.argsort(np.asarray(exact.mean_and_std(exact_log_p, grid)[0]))
     chosen = (order[0], heavy[len(heavy) // 2], heavy[-20])
     names = ("two peaks", "a typical cluster", "one of the heaviest")
@@ -279,19 +289,20 @@ def prior_change(
     axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
+@on_host
 def edges(log_mass: jax.Array, answers: dict[str, dict]) -> None:
     """Posterior mean and interval against true mass, far beyond the training masses.
 
     ``answers`` maps four labels to summaries: exact, trained, divided inside, divided everywhere.
     """
-    mass = np.asarray(log_mass).reshape(-1, 500)
+    mass = log_mass.reshape(-1, 500)
     _, ax = plt.subplots(figsize=(8, 4.8))
     ax.axvspan(TRAIN_LOW, TRAIN_HIGH, color=FAINT, alpha=0.35, lw=0)
     ax.text(0.5 * (TRAIN_LOW + TRAIN_HIGH), 16.6, "masses in training", ha="center", color=DATA)
     styles = ((TRUTH, "-", 5), (OTHER, ":", 2.5), (MODEL, "-", 1.8), (DATA, "-.", 1.5))
     for (label, values), (colour, line, width) in zip(answers.items(), styles, strict=True):
         mean, low, high = (
-            np.asarray(values[k]).reshape(mass.shape).mean(axis=1) for k in ("mean", "low", "high")
+            values[k].reshape(mass.shape).mean(axis=1) for k in ("mean", "low", "high")
         )
         faint = 0.4 if width == 5 else 1.0
         ax.plot(mass[:, 0], mean, color=colour, ls=line, lw=width, alpha=faint, label=label)
@@ -302,11 +313,12 @@ def edges(log_mass: jax.Array, answers: dict[str, dict]) -> None:
     ax.set_title("Beyond the training masses")
 
 
+@on_host
 def eight_clusters(
     grid: jax.Array, log_q: jax.Array, exact_log_p: jax.Array, test: Clusters, index: int
 ) -> None:
     """Network and exact posterior of eight clusters, the two-peaked one first."""
-    masses = np.asarray(test.log_mass[:2000])
+    masses = test.log_mass[:2000]
     chosen = [index] + [int(np.argmin(np.abs(masses - m))) for m in np.linspace(13.4, 15.2, 7)]
     figure, axes = plt.subplots(2, 4, figsize=(11, 4.8))
     for ax, k in zip(axes.flat, chosen, strict=True):
@@ -331,6 +343,7 @@ def eight_clusters(
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 
+@on_host
 def calibration(pit_mdn: jax.Array, pit_exact: jax.Array, coverage: Callable) -> None:
     """PIT histograms, and coverage minus level against level."""
     _, axes = plt.subplots(1, 2, figsize=(10, 3.8))
@@ -353,11 +366,12 @@ def calibration(pit_mdn: jax.Array, pit_exact: jax.Array, coverage: Callable) ->
     axes[1].set_title("Coverage minus level; grey: two standard errors", fontsize=11)
 
 
+@on_host
 def real_clusters(real: SplusClusters, inside: np.ndarray, values: dict) -> None:
     """Predicted against virial mass of the real clusters, and the pulls."""
     virial = real.log_mass[inside]
     virial_error = 0.5 * (real.log_mass_low + real.log_mass_high)[inside]
-    mean, std = np.asarray(values["mean"]), np.asarray(values["std"])
+    mean, std = values["mean"], values["std"]
     difference = mean - virial
     pull = difference / np.hypot(std, virial_error)
     _, axes = plt.subplots(1, 2, figsize=(10, 4.2))
@@ -392,6 +406,7 @@ def real_clusters(real: SplusClusters, inside: np.ndarray, values: dict) -> None
     axes[1].set_title(f"Pulls: mean {pull.mean():+.2f}, std {pull.std():.2f}", fontsize=11)
 
 
+@on_host
 def other_sky(pit_own: jax.Array, pit_other: jax.Array) -> None:
     """PIT histograms on the simulator's own clusters and on those of another sky."""
     _, ax = plt.subplots(figsize=(7, 3.8))
