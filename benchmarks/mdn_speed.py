@@ -12,15 +12,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import platform
 import sys
 import time
-from collections.abc import Callable
 from contextlib import redirect_stdout
-from datetime import date
-from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,6 +28,7 @@ from dlcourse_utils.train import fit
 
 try:
     import torch
+    from common import Run, Trained, Trainer, compile_clock, conditions, measure, median, parsed
     from sbi.neural_nets.estimators import MixtureDensityEstimator, MultivariateGaussianMDN
     from sbi.utils.sbiutils import Standardize
 except ImportError as error:
@@ -44,26 +40,6 @@ except ImportError as error:
 N_TRAIN, N_TEST = 400_000, 20_000
 WIDTH, DEPTH = 64, 3
 BATCH, LEARNING_RATE = 512, 1e-2
-
-
-class Trained(NamedTuple):
-    """What a training returns: when its first step could run, on `time.perf_counter`, and a
-    function that computes its held-out NLL, in nats, per dex of mass."""
-
-    ready: float
-    held_out: Callable[[], float]
-
-
-Trainer = Callable[[int, int], Trained]  # of (steps, seed)
-
-
-class Run(NamedTuple):
-    """One training: what it cost and what it reached."""
-
-    speed: float  # steps per second, from `Trained.ready` on
-    start: float  # seconds until then: set-up and compilation
-    total: float  # seconds of the whole training, the start included
-    nll: float  # held-out, in nats, per dex of mass
 
 
 def course_trainer(
@@ -87,15 +63,7 @@ def course_trainer(
     def loss(params, x, m):
         return lesson["nll"](mdn.apply(params, x), m)
 
-    compiled = time.perf_counter()
-
-    def on_event(event: str, duration: float, **_: Any) -> None:
-        nonlocal compiled
-        if event.endswith("backend_compile_duration"):
-            compiled = time.perf_counter()
-
-    # `fit` compiles its step anew at each call: the last compilation before it returns is that.
-    jax.monitoring.register_event_duration_secs_listener(on_event)
+    compiled = compile_clock()
 
     def run(steps: int, seed: int) -> Trained:
         init_key, batch_key = jax.random.split(jax.random.key(seed))
@@ -110,7 +78,9 @@ def course_trainer(
                 batch_size=BATCH,
                 label="course",
             )
-        return Trained(compiled, lambda: float(loss(trained.params, test.features, test.log_mass)))
+        return Trained(
+            compiled(), lambda: float(loss(trained.params, test.features, test.log_mass))
+        )
 
     return run
 
@@ -180,29 +150,14 @@ def sbi_trainer(
     return run
 
 
-def measure(run: Trainer, steps: int, seed: int) -> Run:
-    """Train once and read the clock."""
-    begin = time.perf_counter()
-    trained = run(steps, seed)
-    end = time.perf_counter()
-    speed = steps / (end - trained.ready)
-    return Run(speed, trained.ready - begin, end - begin, trained.held_out())
-
-
 def report(course: list[Run], sbi: list[Run], steps: int) -> str:
     """The conditions, the medians and the pairs, in Markdown."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "sbi"))
     lines = [
-        f"{os.cpu_count()}-core {platform.machine().replace('_', '-')} CPU, "
-        f"torch on {torch.get_num_threads()} thread(s); Python {platform.python_version()}, "
-        f"{packages}; {date.today().isoformat()}.",
+        conditions("jax", "flax", "torch", "sbi"),
         "",
         f"| median of {len(course)} | course | sbi | ratio pair by pair, median |",
         "|---|---|---|---|",
     ]
-
-    def median(field: str, runs: list[Run]) -> float:
-        return float(np.median([getattr(run, field) for run in runs]))
 
     pairs = list(zip(course, sbi, strict=True))
     for label, field, style in (
@@ -236,13 +191,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side (3)")
     parser.add_argument("--steps", type=int, default=5_000, help="steps of each run (5000)")
     parser.add_argument("--threads", type=int, help="threads of torch (its own default)")
-    options = parser.parse_args()
-    for name in ("pairs", "steps", "threads"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            parser.error(f"--{name} is {value}: give a whole number of at least 1.")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    jax.config.update("jax_platforms", "cpu")  # where torch is
+    options = parsed(parser)
 
     lesson = lessons.reference(lessons.load("01"))
     train_key, test_key, _ = jax.random.split(jax.random.key(1), 3)  # the lesson's own clusters

@@ -23,10 +23,6 @@ Params = Any
 Loss = Callable[..., jax.Array]
 
 
-class FitError(CourseError):
-    """Training cannot start or cannot go on."""
-
-
 class History(NamedTuple):
     """What `fit` measured: at ``step`` (k,) the mean training loss since the last report and the
     loss of the held-out data (NaN where there is none), both (k,)."""
@@ -41,6 +37,18 @@ class FitResult(NamedTuple):
 
     params: Params
     history: History
+
+
+class FitError(CourseError):
+    """Training cannot start or cannot go on.
+
+    ``last_good`` is what had been trained at the last report before the loss left the finite
+    numbers; None where there was no report.
+    """
+
+    def __init__(self, sentence: str, last_good: FitResult | None = None):
+        super().__init__(sentence)
+        self.last_good = last_good
 
 
 def fit(
@@ -64,7 +72,8 @@ def fit(
     ``reports`` reports; with ``patience`` training stops after that many reports without a better
     held-out loss and returns the best parameters.
 
-    Raises `FitError` if the data do not fit together or the loss stops being a finite number.
+    Raises `FitError` if the data do not fit together or the loss stops being a finite number; the
+    error keeps the last good parameters.
     """
     for name, number in (("steps", steps), ("batch_size", batch_size), ("reports", reports)):
         if not isinstance(number, int) or number < 1:
@@ -96,6 +105,7 @@ def fit(
     line = _Line(label, steps)
     history: list[tuple[int, float, float]] = []
     best, best_params, waited = np.inf, jax.tree.map(jnp.array, params), 0
+    last_good: FitResult | None = None
     total = jnp.zeros(())
     for index in range(steps):
         params, opt_state, total = train_step(params, opt_state, total, np.int32(index), data)
@@ -112,8 +122,13 @@ def fit(
                 f"The loss of {label} is {train_loss:.3g} at step {done} ({test_loss:.3g} on "
                 "held-out data): it has left the finite numbers. Check the sign of the loss and "
                 "the scales of the model, then try a smaller learning rate."
+                + (" The error's `last_good` keeps the last good parameters." * bool(last_good)),
+                last_good,
             )
         history.append((done, train_loss, test_loss))
+        # The last step may have spoilt them: its loss was that of the parameters before it.
+        if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+            last_good = FitResult(jax.tree.map(jnp.array, params), _columns(history))
         line.update(done, train_loss, test_loss)
         if patience is not None:
             if test_loss < best:
@@ -123,8 +138,11 @@ def fit(
                 if waited >= patience:
                     break
     line.close()
-    step, train, test = (np.array(column) for column in zip(*history, strict=True))
-    return FitResult(best_params if patience is not None else params, History(step, train, test))
+    return FitResult(best_params if patience is not None else params, _columns(history))
+
+
+def _columns(history: list[tuple[int, float, float]]) -> History:
+    return History(*(np.array(column) for column in zip(*history, strict=True)))
 
 
 def _checked(data: Any, name: str, count: int | None) -> tuple[jax.Array, ...]:

@@ -1,4 +1,4 @@
-"""Interactive figures: sliders move curves in place; a still picture where no kernel runs."""
+"""Interactive figures: sliders move artists in place; a still picture where no kernel runs."""
 
 from __future__ import annotations
 
@@ -11,58 +11,106 @@ import jax.numpy as jnp
 import numpy as np
 from IPython.core.getipython import get_ipython
 from IPython.display import display
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from dlcourse_utils.exact import normalise
-from dlcourse_utils.plot import MODEL, TRUTH
+from dlcourse_utils.plot import MODEL, OTHER, TRUTH
 
 LogPosterior = Callable[[jax.Array], jax.Array]
 STILL = "Still picture: open the notebook and run this cell to move the sliders."
 
 
-class PosteriorExplorer:
-    """One figure with the network's and the exact posterior of one cluster, redrawn in place."""
+class Explorer:
+    """One figure that is redrawn in place: what moves is drawn on a kept picture of the rest.
 
-    def __init__(self, network: LogPosterior, exact: LogPosterior, grid: jax.Array, xlabel: str):
-        def normalised(log_p: LogPosterior) -> LogPosterior:
-            return jax.jit(lambda x: normalise(log_p(x), grid))
+    A subclass makes its artists with ``animated=True``, lists them in ``self.moving`` and moves
+    them in `move`.
+    """
 
-        self._network, self._exact = normalised(network), normalised(exact)
+    def __init__(self):
         # A figure of its own, outside pyplot: nothing is shown twice, nothing is left open.
         self.figure = Figure(figsize=(7, 3.6), dpi=100, layout="constrained")
         self._canvas = FigureCanvasAgg(self.figure)
-        ax = self.figure.add_subplot()
-        nothing = np.zeros(len(grid))
-        # Animated: the canvas leaves them out, so that all else is drawn once and kept.
-        (self._exact_line,) = ax.plot(
-            grid, nothing, color=TRUTH, ls="-", lw=5, alpha=0.4, label="exact", animated=True
-        )
-        (self._network_line,) = ax.plot(
-            grid, nothing, color=MODEL, ls="-", label="network", animated=True
-        )
-        ax.set(xlabel=xlabel, ylabel="density", xlim=(grid[0], grid[-1]), ylim=(0, 6))
-        ax.legend(loc="upper left")
-        self.label("")
+        self.ax = self.figure.add_subplot()
+        self.moving: list[Artist] = []
+
+    def move(self, values: np.ndarray) -> None:
+        """Set the artists to these values of the sliders."""
+        raise NotImplementedError
 
     def label(self, text: str) -> None:
         """Write a line above the axes."""
-        self.figure.axes[0].set_title(text, fontsize=10)
+        self.ax.set_title(text, fontsize=10)
         self._canvas.draw()
         self._background = self._canvas.copy_from_bbox(self.figure.bbox)
 
-    def draw(self, features: np.ndarray) -> bytes:
-        """Move both curves to these features (d,) and return the picture as PNG."""
-        x = jnp.asarray(features, dtype=jnp.float32)[None, :]
+    def draw(self, values: np.ndarray) -> bytes:
+        """Move the artists to these values of the sliders and return the picture as PNG."""
+        self.move(values)
         self._canvas.restore_region(self._background)
-        for line, log_p in ((self._exact_line, self._exact), (self._network_line, self._network)):
-            line.set_ydata(np.exp(np.asarray(log_p(x)[0])))
-            self.figure.axes[0].draw_artist(line)
+        for artist in self.moving:
+            self.ax.draw_artist(artist)
         buffer = io.BytesIO()
         picture = Image.fromarray(np.asarray(self._canvas.buffer_rgba()))
         picture.save(buffer, format="png", compress_level=1)
         return buffer.getvalue()
+
+
+class PosteriorExplorer(Explorer):
+    """The network's and the exact posterior of one cluster."""
+
+    def __init__(self, network: LogPosterior, exact: LogPosterior, grid: jax.Array, xlabel: str):
+        super().__init__()
+
+        def normalised(log_p: LogPosterior) -> LogPosterior:
+            return jax.jit(lambda x: normalise(log_p(x), grid))
+
+        self._densities = normalised(exact), normalised(network)
+        nothing = np.zeros(len(grid))
+        thick = {"color": TRUTH, "ls": "-", "lw": 5, "alpha": 0.4, "label": "exact"}
+        thin = {"color": MODEL, "ls": "-", "label": "network"}
+        for style in (thick, thin):
+            self.moving += self.ax.plot(grid, nothing, animated=True, **style)
+        self.ax.set(xlabel=xlabel, ylabel="density", xlim=(grid[0], grid[-1]), ylim=(0, 6))
+        self.ax.legend(loc="upper left")
+        self.label("")
+
+    def move(self, values: np.ndarray) -> None:
+        x = jnp.asarray(values, dtype=jnp.float32)[None, :]
+        for line, log_p in zip(self.moving, self._densities, strict=True):
+            line.set_ydata(np.exp(np.asarray(log_p(x)[0])))
+
+
+class PathExplorer(Explorer):
+    """The path of one point through the layers of a flow, on the flow's density."""
+
+    def __init__(
+        self,
+        path: Callable[[jax.Array], jax.Array],
+        axes: tuple[jax.Array, jax.Array],
+        density: jax.Array,
+    ):
+        super().__init__()
+        self._path = jax.jit(path)
+        self.ax.pcolormesh(*jax.device_get(axes), jax.device_get(density).T, cmap="Greys")
+        self.ax.set(xlim=(-2.6, 3.6), ylim=(-1.6, 2.2), xlabel="$x_1$", ylabel="$x_2$")
+        self.ax.set_aspect("equal")
+        self.ax.grid(False)
+        steps = {"color": OTHER, "ls": "-", "marker": "o", "ms": 4, "label": "layers"}
+        start = {"color": TRUTH, "ls": "none", "marker": "s", "ms": 8, "label": "start"}
+        end = {"color": MODEL, "ls": "none", "marker": "^", "ms": 9, "label": "end"}
+        for style in (steps, start, end):
+            self.moving += self.ax.plot([0.0], [0.0], animated=True, **style)
+        self.ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        self.label("")
+
+    def move(self, values: np.ndarray) -> None:
+        points = np.asarray(self._path(jnp.asarray(values, dtype=jnp.float32)[None, :]))[:, 0]
+        for line, part in zip(self.moving, (points, points[:1], points[-1:]), strict=True):
+            line.set_data(*part.T)
 
 
 def explore_posterior(
@@ -77,10 +125,31 @@ def explore_posterior(
     """Show sliders for the features of one cluster, and both posteriors moving with them.
 
     ``network`` and ``exact`` give log posteriors (1, g) of features (1, d) on ``grid`` (g,), up to
-    a constant;
-    ``ranges`` names the d features with their ends. A page without a kernel shows a still picture.
+    a constant; ``ranges`` names the d features with their ends. A page without a kernel shows a
+    still picture.
     """
-    explorer = PosteriorExplorer(network, exact, grid, xlabel)
+    _show(PosteriorExplorer(network, exact, grid, xlabel), start, ranges)
+
+
+def explore_path(
+    path: Callable[[jax.Array], jax.Array],
+    axes: tuple[jax.Array, jax.Array],
+    density: jax.Array,
+    *,
+    start: Sequence[float],
+) -> None:
+    """Show two sliders for a point of the Gaussian, and its path through the layers of a flow.
+
+    ``path`` maps a point (1, 2) to its places (k, 1, 2) after each layer; ``density`` (g, h) on the
+    two ``axes`` is what lies behind. A page without a kernel shows a still picture.
+    """
+    ends = (-2.5, 2.5)
+    _show(PathExplorer(path, axes, density), start, {"z1": ends, "z2": ends})
+
+
+def _show(
+    explorer: Explorer, start: Sequence[float], ranges: Mapping[str, tuple[float, float]]
+) -> None:
     sliders = [
         ipywidgets.FloatSlider(
             value=float(np.clip(value, low, high)),
@@ -95,18 +164,18 @@ def explore_posterior(
         for (name, (low, high)), value in zip(ranges.items(), start, strict=True)
     ]
 
-    def features() -> np.ndarray:
+    def values() -> np.ndarray:
         return np.array([slider.value for slider in sliders])
 
     explorer.label(STILL)
-    still = explorer.draw(features())
+    still = explorer.draw(values())
     explorer.label("")
     picture = ipywidgets.Image(
-        value=explorer.draw(features()), format="png", layout={"max_width": "700px"}
+        value=explorer.draw(values()), format="png", layout={"max_width": "700px"}
     )
 
     def redraw(_change) -> None:
-        picture.value = explorer.draw(features())
+        picture.value = explorer.draw(values())
 
     for slider in sliders:
         slider.observe(redraw, names="value")

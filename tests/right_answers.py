@@ -6,7 +6,9 @@ import numpy as np
 from scipy.special import logsumexp
 from tensorflow_probability.substrates import jax as tfp
 
-tfd = tfp.distributions
+from dlcourse_utils import flows
+
+tfb, tfd = tfp.bijectors, tfp.distributions
 
 
 def m_sigma_numpy(sigma, mass):
@@ -165,6 +167,214 @@ def coverage_vmapped(pit, level):
     return jax.vmap(lambda u: jnp.where(2 * jnp.abs(u - 0.5) < level, 1.0, 0.0))(pit).mean()
 
 
+def flow_nll_sums(x, inverse):
+    z, log_det = inverse(x)
+    n, d = z.shape
+    return 0.5 * jnp.sum(z * z) / n + 0.5 * d * jnp.log(2 * jnp.pi) - log_det.sum() / n
+
+
+def flow_nll_normal(x, inverse):
+    z, log_det = inverse(x)
+    return -(jax.scipy.stats.norm.logpdf(z).sum(axis=1) + log_det).mean()
+
+
+def flow_nll_independent(x, inverse):
+    z, log_det = inverse(x)
+    base = tfd.Sample(tfd.Normal(0.0, 1.0), sample_shape=x.shape[-1])
+    return jnp.mean(-base.log_prob(z)) - jnp.mean(log_det)
+
+
+def flow_nll_vmapped(x, inverse):
+    def one(point):
+        z, log_det = inverse(point)
+        return jax.scipy.stats.multivariate_normal.logpdf(z, jnp.zeros(len(z)), 1.0) + log_det
+
+    return -jax.vmap(one)(x).mean()
+
+
+def forward_tanh(x, net):
+    k = x.shape[-1] // 2
+    out = net(x[..., :k])
+    s = jnp.tanh(out[..., k:])
+    return jnp.concatenate([x[..., :k], jnp.exp(s) * x[..., k:] + out[..., :k]], -1), s.sum(-1)
+
+
+def forward_masked(x, net):
+    d = x.shape[-1]
+    mask = jnp.arange(d) < d // 2
+    t, r = jnp.split(net(x[..., : d // 2]), 2, axis=-1)
+    zeros = jnp.zeros_like(t)
+    s = jnp.concatenate([zeros, 5.0 * jnp.tanh(r / 5.0)], axis=-1)
+    return jnp.where(mask, x, x * jnp.exp(s) + jnp.concatenate([zeros, t], axis=-1)), s.sum(-1)
+
+
+def forward_softplus(x, net):
+    x1, x2 = jnp.split(x, 2, axis=-1)
+    t, r = jnp.split(net(x1), 2, axis=-1)
+    scale = jax.nn.softplus(r) + 1e-3
+    return jnp.append(x1, x2 * scale + t, axis=-1), jnp.log(scale).sum(axis=-1)
+
+
+def forward_sigmoid(x, net):
+    x1, x2 = jnp.split(x, 2, axis=-1)
+    t, r = jnp.split(net(x1), 2, axis=-1)
+    scale = jax.nn.sigmoid(r + 2.0) + 0.01
+    return [jnp.concatenate((x1, t + scale * x2), axis=-1), jnp.log(jnp.prod(scale, axis=-1))]
+
+
+def forward_clipped(x, net):
+    x = x.at[...].get()
+    k = x.shape[-1] // 2
+    t, s = net(x[..., :k])[..., :k], jnp.clip(net(x[..., :k])[..., k:], -4.0, 4.0)
+    return x.at[..., k:].multiply(jnp.exp(s)).at[..., k:].add(t), jnp.einsum("...k->...", s)
+
+
+def inverse_tanh(y, net):
+    k = y.shape[-1] // 2
+    out = net(y[..., :k])
+    s = jnp.tanh(out[..., k:])
+    return jnp.concatenate([y[..., :k], (y[..., k:] - out[..., :k]) / jnp.exp(s)], -1), -s.sum(-1)
+
+
+def inverse_masked(y, net):
+    d = y.shape[-1]
+    mask = jnp.where(jnp.arange(d) < d // 2, 1.0, 0.0)
+    t, r = jnp.split(net(y[..., : d // 2]), 2, axis=-1)
+    zeros = jnp.zeros_like(t)
+    s = jnp.concatenate([zeros, 5.0 * jnp.tanh(r / 5.0)], axis=-1)
+    t = jnp.concatenate([zeros, t], axis=-1)
+    return mask * y + (1 - mask) * (y - t) * jnp.exp(-s), -jnp.sum(s, axis=-1)
+
+
+def inverse_softplus(y, net):
+    y1, y2 = jnp.split(y, 2, axis=-1)
+    t, r = jnp.split(net(y1), 2, axis=-1)
+    scale = jax.nn.softplus(r) + 1e-3
+    return jnp.append(y1, (y2 - t) / scale, axis=-1), -jnp.log(scale).sum(axis=-1)
+
+
+def inverse_sigmoid(y, net):
+    y1, y2 = jnp.split(y, 2, axis=-1)
+    t, r = jnp.split(net(y1), 2, axis=-1)
+    scale = jax.nn.sigmoid(r + 2.0) + 0.01
+    log_det = jnp.log(1.0 / jnp.prod(scale, axis=-1))
+    return jnp.concatenate((y1, y2 / scale - t / scale), axis=-1), log_det
+
+
+# The scale of the two moons, as in the lesson.
+CENTRE, SPREAD = jnp.array([0.5, 0.25]), jnp.array([0.87, 0.50])
+
+
+def stack_second_half_first(nets, coupling):
+    swap = tfb.Permute([1, 0])
+    layers = [layer for net in nets for layer in (swap, coupling(net))]
+    base = tfd.Independent(tfd.Normal(jnp.zeros(2), jnp.ones(2)), 1)
+    return tfd.TransformedDistribution(
+        bijector=tfb.Chain([tfb.Shift(CENTRE), tfb.Scale(SPREAD), *layers]), distribution=base
+    )
+
+
+def stack_reversed(nets, coupling):
+    flow = tfb.Identity()
+    for net in nets:
+        flow = tfb.Chain([tfb.Permute([1, 0]), coupling(net), flow])
+    base = tfd.MultivariateNormalDiag(loc=jnp.zeros(2), scale_diag=jnp.ones(2))
+    return tfd.TransformedDistribution(base, tfb.Shift(CENTRE)(tfb.Scale(SPREAD)(flow)))
+
+
+def stack_realnvp(nets, coupling):
+    def layer(net):
+        def bijector_fn(x1, units, **kwargs):
+            t, r = jnp.split(net(x1), 2, axis=-1)
+            return tfb.Shift(t)(tfb.Scale(log_scale=2.0 * jnp.tanh(r / 2.0)))
+
+        return tfb.RealNVP(num_masked=1, bijector_fn=bijector_fn)
+
+    layers = [tfb.Shift(CENTRE), tfb.Scale(SPREAD), layer(nets[0])]
+    for net in nets[1:]:
+        layers += [tfb.Permute(jnp.array([1, 0])), layer(net)]
+    base = tfd.Sample(tfd.Normal(0.0, 1.0), 2)
+    return tfd.TransformedDistribution(base, tfb.Chain(layers))
+
+
+def stack_loop(nets, coupling):
+    layers = [coupling(net) for net in nets]
+
+    def forward(z):
+        log_det = jnp.log(SPREAD).sum()
+        for layer in layers[::-1]:
+            z = z[..., ::-1]
+            log_det += layer.forward_log_det_jacobian(z, event_ndims=1)
+            z = layer.forward(z)
+        return CENTRE + SPREAD * z, log_det
+
+    def inverse(x):
+        x = (x - CENTRE) / SPREAD
+        log_det = -jnp.log(SPREAD).sum()
+        for layer in layers:
+            log_det += layer.inverse_log_det_jacobian(x, event_ndims=1)
+            x = layer.inverse(x)[..., ::-1]
+        return x, log_det
+
+    base = tfd.MultivariateNormalDiag(jnp.zeros(2))
+    return tfd.TransformedDistribution(base, flows.as_bijector(forward, inverse))
+
+
+def given_def(net, y):
+    def conditioned(x1):
+        return net(jnp.hstack([x1, y]))
+
+    return conditioned
+
+
+def given_y_first(net, y):
+    return lambda x1: net(jnp.append(y, x1, axis=-1))
+
+
+def given_stacked(net, y):
+    return lambda x1: net(jnp.stack([x1[:, 0], y[:, 0]], axis=1))
+
+
+class _Given:
+    def __init__(self, net, y):
+        self.net, self.y = net, y
+
+    def __call__(self, x1):
+        return self.net(jnp.column_stack([x1, jnp.broadcast_to(self.y, x1.shape)]))
+
+
+def given_object(net, y):
+    return _Given(net, y)
+
+
+def score_vmapped(log_prob, params, x, y, noise):
+    def one(x, y):
+        return log_prob(params, x) + tfd.Normal(x, noise).log_prob(y).sum()
+
+    return jax.vmap(jax.grad(one))(x, y)
+
+
+def score_by_hand(log_prob, params, x, y, noise):
+    prior = jax.grad(lambda x: log_prob(params, x).sum())(x)
+    return prior - (x - y) / noise**2
+
+
+def score_mvn(log_prob, params, x, y, noise):
+    def total(params, x):
+        likelihood = tfd.MultivariateNormalDiag(x, noise * jnp.ones(2)).log_prob(y)
+        return jnp.sum(log_prob(params, x)) + jnp.sum(likelihood)
+
+    return jax.grad(total, argnums=1)(params, x)
+
+
+def score_vjp(log_prob, params, x, y, noise):
+    def log_posterior(x):
+        return log_prob(params, x) - 0.5 * (((y - x) / noise) ** 2).sum(-1)
+
+    values, pull = jax.vjp(log_posterior, x)
+    return pull(jnp.ones_like(values))[0]
+
+
 RIGHT = {
     "01.1": (m_sigma_numpy, m_sigma_lstsq, m_sigma_polynomial),
     "01.2": (mse_dot, mse_column, mse_vmapped, mse_float64),
@@ -173,4 +383,10 @@ RIGHT = {
     "01.5": (summarise_numpy, summarise_vmapped, summarise_scipy),
     "01.6": (prior_sum, prior_densities, prior_vmapped),
     "01.7": (coverage_numpy, coverage_loop, coverage_vmapped),
+    "03.1": (flow_nll_sums, flow_nll_normal, flow_nll_independent, flow_nll_vmapped),
+    "03.2": (forward_tanh, forward_masked, forward_softplus, forward_sigmoid, forward_clipped),
+    "03.3": (inverse_tanh, inverse_masked, inverse_softplus, inverse_sigmoid),
+    "03.4": (stack_second_half_first, stack_reversed, stack_realnvp, stack_loop),
+    "03.5": (given_def, given_y_first, given_stacked, given_object),
+    "03.6": (score_vmapped, score_by_hand, score_mvn, score_vjp),
 }

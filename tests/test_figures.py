@@ -1,5 +1,6 @@
 """The widget: what it draws, how fast, and what a page without a kernel gets."""
 
+import base64
 import io
 import time
 
@@ -7,9 +8,11 @@ import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
 from dlcourse_utils import plot, widgets
 from dlcourse_utils.datasets import clusters
+from dlcourse_utils.plot import realnvp
 
 GRID = jnp.linspace(12.4, 16.0, 301)
 
@@ -60,6 +63,48 @@ def test_a_redraw_takes_at_most_50_ms():
         explorer.draw(np.array([1.5, log_sigma, 1.5, 0.1]))
         times.append(time.process_time() - start)
     assert np.median(times) <= 0.050
+
+
+@pytest.fixture
+def path_explorer():
+    """Three layers that halve the distance to the middle."""
+    axes = jnp.linspace(-3, 4, 281), jnp.linspace(-2.5, 3, 221)
+    halved = jnp.array([1.0, 0.5, 0.25])
+    return widgets.PathExplorer(
+        lambda z: halved[:, None, None] * z[None], axes, jnp.ones((281, 221))
+    )
+
+
+def test_the_path_follows_the_point(path_explorer):
+    one, two = (pixels(path_explorer.draw(np.array([x, 1.0]))) for x in (0.5, -1.5))
+    assert one.shape == two.shape and np.any(one != two)
+    steps, start, end = path_explorer.moving
+    np.testing.assert_allclose(steps.get_xdata(), [-1.5, -0.75, -0.375])
+    assert start.get_xdata() == [-1.5] and end.get_ydata() == [0.25]
+
+
+def test_a_redraw_of_the_path_takes_at_most_50_ms(path_explorer):
+    path_explorer.draw(np.zeros(2))
+    times = []
+    for x in np.linspace(-1, 1, 9):
+        begun = time.process_time()
+        path_explorer.draw(np.array([x, 0.0]))
+        times.append(time.process_time() - begun)
+    assert np.median(times) <= 0.050
+
+
+def test_the_animation_ends_at_the_last_stage_and_shows_it_first(monkeypatch):
+    shown = []
+    monkeypatch.setattr(realnvp, "display", lambda page: shown.append(page.data))
+    realnvp.animate(jnp.array([[[0.0, 0.0]], [[2.0, 1.0]]]), frames=3)
+    (page,) = shown
+    assert 'alt="points' in page
+    data = base64.b64decode(page.split("base64,")[1].split('"')[0])
+    with Image.open(io.BytesIO(data)) as gif:
+        frames = [np.asarray(frame.convert("L"), float) for frame in ImageSequence.Iterator(gif)]
+    assert len(frames) == 4  # the still one, the start, and two on the way
+    np.testing.assert_array_equal(frames[0], frames[-1])
+    assert np.any(frames[1] != frames[2]) and np.any(frames[2] != frames[3])
 
 
 def test_binned_mean():

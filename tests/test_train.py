@@ -93,6 +93,48 @@ def test_a_diverging_loss_is_said(data, start):
         fit(loss, start, data, key=KEY, optimizer=optax.sgd(1e6), steps=100, label="line")
 
 
+def test_a_diverging_loss_keeps_the_last_good_parameters():
+    """Plain descent on w^4 converges, until one batch after the second report throws it out."""
+    data = (jnp.ones(64),)
+    schedule = optax.piecewise_constant_schedule(0.01, {25: 1e9})
+
+    def quartic(w, x):
+        return jnp.mean(x) * w**4
+
+    with pytest.raises(FitError, match="`last_good` keeps") as caught:
+        fit(
+            quartic,
+            jnp.array(1.0),
+            data,
+            key=KEY,
+            optimizer=optax.sgd(schedule),
+            steps=100,
+            reports=10,
+        )
+    last_good = caught.value.last_good
+    assert last_good.history.step[-1] == 20
+    np.testing.assert_allclose(last_good.params, _descend(1.0, 20), rtol=1e-5)
+
+
+def _descend(w, steps):
+    for _ in range(steps):
+        w -= 0.01 * 4 * w**3
+    return w
+
+
+def test_a_loss_that_is_never_finite_keeps_nothing(data, start):
+    with pytest.raises(FitError) as caught:
+        fit(
+            lambda p, x, y: jnp.log(-1.0 + 0.0 * loss(p, x, y)),
+            start,
+            data,
+            key=KEY,
+            optimizer=optax.sgd(0.1),
+            steps=4,
+        )
+    assert caught.value.last_good is None and "last_good" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [

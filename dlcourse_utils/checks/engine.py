@@ -221,8 +221,9 @@ def _labelled(spec: Spec, result: Any) -> dict[str, np.ndarray]:
             raise Misfit(f"The result of `{spec.name}` has no entry {missing[0]!r}.")
         parts = [result[label] for label in spec.labels]
     else:
-        sized = hasattr(result, "__len__") and not isinstance(result, Mapping)
-        if not sized or np.ndim(result) == 0 or len(result) != len(spec.labels):
+        # No np.ndim: it raises for a tuple of arrays of several shapes.
+        sized = isinstance(result, (tuple, list)) or getattr(result, "ndim", 0) > 0
+        if not sized or len(result) != len(spec.labels):
             raise Misfit(f"`{spec.name}` returns {_describe(result)}; expected ({wanted}).")
         parts = list(result)
     arrays = {}

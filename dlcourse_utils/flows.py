@@ -1,0 +1,85 @@
+"""Bijectors of TFP for flows: two maps as one bijector, and a spline, both made to train fast."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from tensorflow_probability.substrates import jax as tfp
+
+from dlcourse_utils.errors import CourseError
+
+tfb = tfp.bijectors
+
+# A map of points (..., d): the image (..., d) and the log of its Jacobian's determinant (...).
+Map = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two halves of the last axis: (..., d) to twice (..., d / 2).
+
+    Raises CourseError if d is odd or zero.
+    """
+    d = x.shape[-1] if x.ndim else 0
+    if d % 2 or d == 0:
+        raise CourseError(
+            f"A coupling splits the coordinates in two halves, and the last axis has {d} of them: "
+            "give it an even number, for example with a coordinate of noise."
+        )
+    return x[..., : d // 2], x[..., d // 2 :]
+
+
+def as_bijector(forward: Map, inverse: Map) -> tfb.Bijector:
+    """Two maps that return (points, log-det) as one TFP bijector of vectors.
+
+    Each is the inverse of the other, and each log-det belongs to its own map.
+    """
+    # A density asks for the inverse and then for its log-det: remember the last pair, or the
+    # networks inside would run twice, and their gradients too. TFP passes the same object.
+    last: list = [None, None]
+
+    def remembered(y):
+        if last[0] is not y:
+            last[:] = y, inverse(y)
+        return last[1]
+
+    return tfb.Inline(
+        forward_fn=lambda x: forward(x)[0],
+        inverse_fn=lambda y: remembered(y)[0],
+        inverse_log_det_jacobian_fn=lambda y: remembered(y)[1],
+        forward_min_event_ndims=1,
+    )
+
+
+class _Spline(tfb.RationalQuadraticSpline):
+    """TFP's spline, which as it stands fails under jit: it computes shapes with jnp."""
+
+    def _compute_shared(self, x=None, y=None):
+        with jax.ensure_compile_time_eval(), warnings.catch_warnings():
+            # It asks for 64-bit indices, which JAX cuts to 32 bits with a warning.
+            warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
+            return super()._compute_shared(x, y)
+
+
+def spline(outputs: jax.Array, bound: float = 4.0, least: float = 1e-2) -> tfb.Bijector:
+    """A monotone rational-quadratic spline for each number, from any real ``outputs``.
+
+    ``outputs`` is (..., d, 3 K - 1): widths and heights of K bins and the slopes of the K - 1 inner
+    knots, none below ``least``; zeros give nearly the identity. It maps (..., d) from -bound to
+    bound onto the same range and is the identity outside. Durkan et al. 2019, arXiv:1906.04032.
+
+    Raises ValueError if the last axis does not fit.
+    """
+    bins, rest = divmod(outputs.shape[-1] + 1, 3)
+    if rest or bins < 2:
+        raise ValueError(
+            f"A spline of K bins takes 3 K - 1 outputs, at least 5; got {outputs.shape[-1]}."
+        )
+    sizes = 2.0 * bound - bins * least
+    widths = least + sizes * jax.nn.softmax(outputs[..., :bins])
+    heights = least + sizes * jax.nn.softmax(outputs[..., bins : 2 * bins])
+    one = jnp.log(jnp.expm1(1.0 - least))  # the softplus of this is 1 - least
+    slopes = least + jax.nn.softplus(outputs[..., 2 * bins :] + one)
+    return _Spline(widths, heights, slopes, range_min=-bound)

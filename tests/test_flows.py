@@ -1,0 +1,140 @@
+"""Bijectors for flows: held against TFP's own and against automatic differentiation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorflow_probability.substrates import jax as tfp
+
+from dlcourse_utils import flows
+from dlcourse_utils.errors import CourseError
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+pytestmark = pytest.mark.tfp_ranks
+KEY = jax.random.key(0)
+
+
+def affine(counter=None):
+    """y = 3 x + 1 in two dimensions; `counter` gets an entry for each call of the inverse."""
+
+    def inverse(y):
+        if counter is not None:
+            counter.append(y)
+        return (y - 1.0) / 3.0, jnp.full(y.shape[:-1], -2.0 * jnp.log(3.0))
+
+    def forward(x):
+        return 3.0 * x + 1.0, jnp.full(x.shape[:-1], 2.0 * jnp.log(3.0))
+
+    return flows.as_bijector(forward, inverse)
+
+
+def test_the_maps_are_those_of_tfp():
+    ours, theirs = affine(), tfb.Chain([tfb.Shift(1.0), tfb.Scale(jnp.array([3.0, 3.0]))])
+    x = jax.random.normal(KEY, (5, 2))
+    for name in ("forward", "inverse"):
+        np.testing.assert_allclose(getattr(ours, name)(x), getattr(theirs, name)(x), rtol=1e-6)
+        one, two = (getattr(b, f"{name}_log_det_jacobian")(x, 1) for b in (ours, theirs))
+        np.testing.assert_allclose(one, np.broadcast_to(two, (5,)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_density_runs_each_network_once(jit):
+    """Twice would be right too, but training would take half as long again."""
+    calls = [[], []]
+
+    def log_prob(x):
+        chain = tfb.Chain([affine(calls[0]), tfb.Permute([1, 0]), affine(calls[1])])
+        return tfd.TransformedDistribution(
+            tfd.MultivariateNormalDiag(jnp.zeros(2)), chain
+        ).log_prob(x)
+
+    x = jax.random.normal(KEY, (5, 2))
+    got = (jax.jit(log_prob) if jit else log_prob)(x)
+    assert [len(call) for call in calls] == [1, 1]
+    np.testing.assert_allclose(
+        got, tfd.MultivariateNormalDiag([4.0, 4.0], [9.0, 9.0]).log_prob(x), rtol=1e-5
+    )
+
+
+def test_no_pair_is_remembered_for_other_points():
+    bijector, one, two = affine(), jnp.zeros((3, 2)), jnp.ones((3, 2))
+    first = bijector.inverse(one)
+    np.testing.assert_allclose(bijector.inverse(two), first + 1.0 / 3.0, rtol=1e-6)
+    np.testing.assert_allclose(bijector.inverse(one), first, rtol=1e-6)
+
+
+def outputs(d=3, bins=8, scale=1.0):
+    return scale * jax.random.normal(KEY, (20, d, 3 * bins - 1))
+
+
+X = 2.5 * jax.random.normal(jax.random.key(1), (20, 3))  # some lie outside of the bound, 4
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
+def test_the_spline_is_that_of_tfp():
+    """TFP's own, called outside of jit, where it works."""
+    raw, bins = np.float64(outputs()), 8
+
+    def sizes(part):
+        part = np.exp(part) / np.exp(part).sum(axis=-1, keepdims=True)
+        return jnp.float32(0.01 + part * (8.0 - bins * 0.01))
+
+    shift = np.log(np.expm1(0.99))
+    slopes = jnp.float32(0.01 + np.log1p(np.exp(raw[..., 16:] + shift)))
+    theirs = tfb.RationalQuadraticSpline(sizes(raw[..., :8]), sizes(raw[..., 8:16]), slopes, -4.0)
+    ours = flows.spline(outputs())
+    np.testing.assert_allclose(ours.forward(X), theirs.forward(X), atol=1e-5)
+    np.testing.assert_allclose(ours.inverse(X), theirs.inverse(X), atol=1e-5)
+
+
+def test_the_spline_under_jit_vmap_and_grad():
+    @jax.jit
+    def forward(raw, x):
+        bijector = flows.spline(raw)
+        return bijector.forward(x), bijector.forward_log_det_jacobian(x, 1)
+
+    y, log_det = forward(outputs(), X)
+    one, _ = jax.vmap(forward)(outputs(), X)
+    np.testing.assert_allclose(one, y, atol=1e-6)
+    # Another bijector goes back: the same one would look the answer up.
+    back = jax.jit(lambda raw, y: flows.spline(raw).inverse(y))(outputs(), y)
+    # y is rounded by up to 2.4e-7, which a slope of 0.01 turns into 2.4e-5 in x; twice that.
+    np.testing.assert_allclose(back, X, atol=5e-5)
+    by_jax = jax.vmap(
+        lambda raw, x: jnp.linalg.slogdet(jax.jacfwd(lambda x: forward(raw, x)[0])(x))[1]
+    )
+    np.testing.assert_allclose(by_jax(outputs(), X), log_det, atol=1e-4)
+    gradient = jax.grad(lambda raw: forward(raw, X)[1].sum())(outputs())
+    assert np.isfinite(gradient).all() and np.any(gradient != 0)
+
+
+def test_the_spline_is_the_identity_outside_and_at_zero():
+    outside = jnp.array([[-9.0, 4.5, 100.0]])
+    np.testing.assert_array_equal(flows.spline(outputs()[:1]).forward(outside), outside)
+    np.testing.assert_allclose(flows.spline(outputs(scale=0.0)).forward(X), X, atol=1e-5)
+
+
+def test_the_spline_survives_large_outputs():
+    """Softmax and softplus bound them: no overflow, and still invertible."""
+    raw = outputs(scale=1e3)
+    y = flows.spline(raw).forward(X)
+    assert np.isfinite(y).all()
+    assert np.isfinite(flows.spline(raw).forward_log_det_jacobian(X, 1)).all()
+
+
+@pytest.mark.parametrize("n", [2, 4, 36])
+def test_a_wrong_number_of_outputs_is_refused(n):
+    with pytest.raises(ValueError, match=rf"3 K - 1 outputs, at least 5; got {n}"):
+        flows.spline(jnp.zeros((4, 1, n)))
+
+
+def test_halves():
+    one, two = flows.halves(X.reshape(15, 4))
+    np.testing.assert_array_equal(jnp.concatenate([one, two], axis=-1), X.reshape(15, 4))
+    assert one.shape == two.shape == (15, 2)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 3), (5, 0), ()])
+def test_an_odd_number_of_coordinates_is_refused(shape):
+    with pytest.raises(CourseError, match=r"two halves, and the last axis has .*even number"):
+        flows.halves(jnp.zeros(shape))
