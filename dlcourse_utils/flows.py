@@ -34,21 +34,26 @@ def halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def as_bijector(forward: Map, inverse: Map) -> tfb.Bijector:
     """Two maps that return (points, log-det) as one TFP bijector of vectors.
 
-    Each is the inverse of the other, and each log-det belongs to its own map.
+    Each is the inverse of the other. Densities need the log-det of ``inverse`` only.
     """
-    # A density asks for the inverse and then for its log-det: remember the last pair, or the
-    # networks inside would run twice, and their gradients too. TFP passes the same object.
-    last: list = [None, None]
+    # A density asks for the inverse and then for its log-det, of the same object: keep the log-det
+    # until then, or the networks inside would run twice, and their gradients too.
+    pending: list[tuple[jax.Array, jax.Array]] = []
 
-    def remembered(y):
-        if last[0] is not y:
-            last[:] = y, inverse(y)
-        return last[1]
+    def points(y):
+        x, log_det = inverse(y)
+        pending[:] = [(y, log_det)]
+        return x
+
+    def log_det_of(y):
+        kept = pending.pop() if pending else (None, None)
+        return kept[1] if kept[0] is y else inverse(y)[1]
 
     return tfb.Inline(
         forward_fn=lambda x: forward(x)[0],
-        inverse_fn=lambda y: remembered(y)[0],
-        inverse_log_det_jacobian_fn=lambda y: remembered(y)[1],
+        inverse_fn=points,
+        # With a log-det of the forward map TFP would take that, and run the networks again.
+        inverse_log_det_jacobian_fn=log_det_of,
         forward_min_event_ndims=1,
     )
 
@@ -63,12 +68,14 @@ class _Spline(tfb.RationalQuadraticSpline):
             return super()._compute_shared(x, y)
 
 
-def spline(outputs: jax.Array, bound: float = 4.0, least: float = 1e-2) -> tfb.Bijector:
+def spline(outputs: jax.Array, bound: float = 4.0, least: float = 0.05) -> tfb.Bijector:
     """A monotone rational-quadratic spline for each number, from any real ``outputs``.
 
     ``outputs`` is (..., d, 3 K - 1): widths and heights of K bins and the slopes of the K - 1 inner
-    knots, none below ``least``; zeros give nearly the identity. It maps (..., d) from -bound to
-    bound onto the same range and is the identity outside. Durkan et al. 2019, arXiv:1906.04032.
+    knots, none of these below ``least``; zeros give nearly the identity. It maps (..., d) from
+    -bound to bound onto the same range and is the identity outside. Durkan et al. 2019,
+    arXiv:1906.04032. Thinner bins fit a little better, and lose digits of the log-det: with 0.01 it
+    was ten times less exact in single precision.
 
     Raises ValueError if the last axis does not fit.
     """

@@ -31,6 +31,8 @@ _HEADER: dict[str, type] = {
     "prerequisites": list,
     "needs": str,
 }
+# What Run All may take on 2 cores with cold caches; a header may say otherwise.
+MOST_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Lesson:
     objectives: tuple[str, ...]
     prerequisites: tuple[str, ...]
     needs: str
+    seconds: int
     cells: tuple[Cell, ...]
     exercises: dict[str, Exercise]
 
@@ -217,11 +220,14 @@ def _check_header(header: dict[str, Any], text: str, path: Path) -> dict[str, An
         return next((n for n, line in lines if line.startswith(f"# {key}:")), 1)
 
     for key in header:
-        if key not in _HEADER and key != "jupyter":
+        if key not in _HEADER and key not in ("jupyter", "seconds"):
             what = f"an unknown header key {key!r}"
             raise SourceError(path, line_of(key), what, f"one of {', '.join(_HEADER)}")
     fields: dict[str, Any] = {}
-    for key, wanted in _HEADER.items():
+    for key, wanted in {**_HEADER, "seconds": int}.items():
+        if key == "seconds" and key not in header:
+            fields[key] = MOST_SECONDS
+            continue
         if key not in header:
             raise SourceError(path, 1, f"a header without {key!r}", ", ".join(_HEADER))
         value = header[key]

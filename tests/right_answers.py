@@ -184,14 +184,6 @@ def flow_nll_independent(x, inverse):
     return jnp.mean(-base.log_prob(z)) - jnp.mean(log_det)
 
 
-def flow_nll_vmapped(x, inverse):
-    def one(point):
-        z, log_det = inverse(point)
-        return jax.scipy.stats.multivariate_normal.logpdf(z, jnp.zeros(len(z)), 1.0) + log_det
-
-    return -jax.vmap(one)(x).mean()
-
-
 def forward_tanh(x, net):
     k = x.shape[-1] // 2
     out = net(x[..., :k])
@@ -211,7 +203,7 @@ def forward_masked(x, net):
 def forward_softplus(x, net):
     x1, x2 = jnp.split(x, 2, axis=-1)
     t, r = jnp.split(net(x1), 2, axis=-1)
-    scale = jax.nn.softplus(r) + 1e-3
+    scale = jax.nn.softplus(r) + 0.005
     return jnp.append(x1, x2 * scale + t, axis=-1), jnp.log(scale).sum(axis=-1)
 
 
@@ -227,6 +219,31 @@ def forward_clipped(x, net):
     k = x.shape[-1] // 2
     t, s = net(x[..., :k])[..., :k], jnp.clip(net(x[..., :k])[..., k:], -4.0, 4.0)
     return x.at[..., k:].multiply(jnp.exp(s)).at[..., k:].add(t), jnp.einsum("...k->...", s)
+
+
+def _realnvp(d, net):
+    def second_half(x1, _units, **_):
+        t, r = jnp.split(net(x1), 2, axis=-1)
+        return tfb.Shift(t)(tfb.Scale(log_scale=2.0 * jnp.tanh(r / 2.0)))
+
+    return tfb.RealNVP(num_masked=d // 2, bijector_fn=second_half)
+
+
+def forward_realnvp(x, net):
+    layer = _realnvp(x.shape[-1], net)
+    return layer.forward(x), layer.forward_log_det_jacobian(x, event_ndims=1)
+
+
+def inverse_realnvp(y, net):
+    layer = _realnvp(y.shape[-1], net)
+    return layer.inverse(y), layer.inverse_log_det_jacobian(y, event_ndims=1)
+
+
+def inverse_arctan(y, net):
+    y1, y2 = jnp.split(y, 2, axis=-1)
+    t, r = jnp.split(net(y1), 2, axis=-1)
+    s = 2.0 * jnp.arctan(r)
+    return jnp.concatenate([y1, (y2 - t) / jnp.exp(s)], axis=-1), -s.sum(axis=-1)
 
 
 def inverse_tanh(y, net):
@@ -249,7 +266,7 @@ def inverse_masked(y, net):
 def inverse_softplus(y, net):
     y1, y2 = jnp.split(y, 2, axis=-1)
     t, r = jnp.split(net(y1), 2, axis=-1)
-    scale = jax.nn.softplus(r) + 1e-3
+    scale = jax.nn.softplus(r) + 0.005
     return jnp.append(y1, (y2 - t) / scale, axis=-1), -jnp.log(scale).sum(axis=-1)
 
 
@@ -265,36 +282,29 @@ def inverse_sigmoid(y, net):
 CENTRE, SPREAD = jnp.array([0.5, 0.25]), jnp.array([0.87, 0.50])
 
 
-def stack_second_half_first(nets, coupling):
-    swap = tfb.Permute([1, 0])
-    layers = [layer for net in nets for layer in (swap, coupling(net))]
+def stack_independent(nets, coupling):
+    swap = tfb.Permute(jnp.array([1, 0]))
+    layers = [layer for net in nets for layer in (coupling(net), swap)]
     base = tfd.Independent(tfd.Normal(jnp.zeros(2), jnp.ones(2)), 1)
     return tfd.TransformedDistribution(
         bijector=tfb.Chain([tfb.Shift(CENTRE), tfb.Scale(SPREAD), *layers]), distribution=base
     )
 
 
-def stack_reversed(nets, coupling):
+def stack_nested(nets, coupling):
     flow = tfb.Identity()
-    for net in nets:
-        flow = tfb.Chain([tfb.Permute([1, 0]), coupling(net), flow])
+    for net in reversed(nets):
+        flow = tfb.Chain([coupling(net), tfb.Permute([1, 0]), flow])
     base = tfd.MultivariateNormalDiag(loc=jnp.zeros(2), scale_diag=jnp.ones(2))
     return tfd.TransformedDistribution(base, tfb.Shift(CENTRE)(tfb.Scale(SPREAD)(flow)))
 
 
-def stack_realnvp(nets, coupling):
-    def layer(net):
-        def bijector_fn(x1, units, **kwargs):
-            t, r = jnp.split(net(x1), 2, axis=-1)
-            return tfb.Shift(t)(tfb.Scale(log_scale=2.0 * jnp.tanh(r / 2.0)))
-
-        return tfb.RealNVP(num_masked=1, bijector_fn=bijector_fn)
-
-    layers = [tfb.Shift(CENTRE), tfb.Scale(SPREAD), layer(nets[0])]
-    for net in nets[1:]:
-        layers += [tfb.Permute(jnp.array([1, 0])), layer(net)]
-    base = tfd.Sample(tfd.Normal(0.0, 1.0), 2)
-    return tfd.TransformedDistribution(base, tfb.Chain(layers))
+def stack_from_the_base(nets, coupling):
+    flow = tfd.Sample(tfd.Normal(0.0, 1.0), 2)
+    layers = [tfb.Shift(CENTRE), tfb.Scale(SPREAD)]
+    for k in range(len(nets)):
+        layers.append(coupling(nets[k])(tfb.Permute([1, 0])))
+    return tfb.Chain(layers)(flow)
 
 
 def stack_loop(nets, coupling):
@@ -383,10 +393,24 @@ RIGHT = {
     "01.5": (summarise_numpy, summarise_vmapped, summarise_scipy),
     "01.6": (prior_sum, prior_densities, prior_vmapped),
     "01.7": (coverage_numpy, coverage_loop, coverage_vmapped),
-    "03.1": (flow_nll_sums, flow_nll_normal, flow_nll_independent, flow_nll_vmapped),
-    "03.2": (forward_tanh, forward_masked, forward_softplus, forward_sigmoid, forward_clipped),
-    "03.3": (inverse_tanh, inverse_masked, inverse_softplus, inverse_sigmoid),
-    "03.4": (stack_second_half_first, stack_reversed, stack_realnvp, stack_loop),
+    "03.1": (flow_nll_sums, flow_nll_normal, flow_nll_independent),
+    "03.2": (
+        forward_tanh,
+        forward_masked,
+        forward_softplus,
+        forward_sigmoid,
+        forward_clipped,
+        forward_realnvp,
+    ),
+    "03.3": (
+        inverse_tanh,
+        inverse_masked,
+        inverse_softplus,
+        inverse_sigmoid,
+        inverse_arctan,
+        inverse_realnvp,
+    ),
+    "03.4": (stack_independent, stack_nested, stack_from_the_base, stack_loop),
     "03.5": (given_def, given_y_first, given_stacked, given_object),
     "03.6": (score_vmapped, score_by_hand, score_mvn, score_vjp),
 }

@@ -46,6 +46,14 @@ def test_a_lesson_is_read():
     assert TEXT.splitlines()[number - 1] == "    return total / len(x)"
 
 
+def test_a_header_may_allow_more_seconds():
+    assert parse(TEXT, PATH).seconds == lessons.MOST_SECONDS
+    more = TEXT.replace("# part:", "# seconds: 90\n# part:")
+    assert parse(more, PATH).seconds == 90
+    with pytest.raises(SourceError, match="'seconds' is 'ninety', expected a whole number"):
+        parse(TEXT.replace("# part:", "# seconds: ninety\n# part:"), PATH)
+
+
 # Each case: text replaced, its replacement, text of the line that the message must name, words.
 BROKEN = {
     "no header": ("# ---\n# title", "# title", None, "no header"),

@@ -16,7 +16,6 @@ import pytest
 
 from dlcourse_utils import execute, leaks, lessons
 from dlcourse_utils.build import build, read_course
-from dlcourse_utils.run import MOST_SECONDS
 from tests.environments import ROOT, committed, stored
 
 LESSONS = lessons.sources()
@@ -97,14 +96,14 @@ def test_all_verdicts_are_in_their_bands(source):
 @pytest.mark.slow
 @pytest.mark.parametrize("source", LESSONS, ids=lambda path: path.stem)
 def test_an_untouched_student_notebook_ends_clean_in_its_bands_and_in_time(source):
-    """Cold caches. Twice the seconds of `make run`: a shared machine may be half as fast."""
+    """Cold caches. `make run` holds the seconds; here other tests and processes share the cores."""
     lesson = lessons.load(source)
     execution = execute.execute(read_course().student(lesson), lesson, cold=True)
     execute.inspect_outputs(execution.notebook, lesson)
     records = execute.verdicts(execution.notebook)
     assert records
     assert [record["name"] for record in records if not record["ok"]] == []
-    assert execution.seconds <= 2 * MOST_SECONDS
+    assert execution.seconds <= 4 * lesson.seconds
 
 
 def test_no_solution_line_is_in_the_folder_of_the_course():

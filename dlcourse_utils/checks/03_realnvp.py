@@ -1,7 +1,7 @@
 """The checks of lesson 03: for each exercise its cases, and the wrong answers it can name.
 
-A coupling may bound its scale in many ways, and a stack may begin with either coordinate: what is
-compared there are properties that all right answers share, not their values.
+A coupling may bound its scale in many ways: what is compared there are properties that all right
+answers share, not their values.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from tensorflow_probability.substrates import jax as tfp
+
+from dlcourse_utils import flows
 
 from .engine import Misfit, Spec, Suspect, namespace
 
@@ -40,6 +42,10 @@ def _call(function, *arguments):
 
 def _bent(size, offset, bend, x):
     """Each coordinate scaled and moved, the last one by an amount that depends on x1."""
+    if x.ndim != 2:
+        raise ValueError(
+            f"`inverse` takes the whole batch, an array (n, d); it got one of shape {x.shape}"
+        )
     last = x[..., -1:] * jnp.exp(bend * x[..., :1])
     z = jnp.concatenate([x[..., :-1], last], axis=-1) * size + offset
     return z, jnp.log(size).sum() + bend * x[..., 0]
@@ -47,14 +53,18 @@ def _bent(size, offset, bend, x):
 
 def _nll_cases(rng):
     def case(n, d):
-        size = jnp.float32(rng.uniform(1.3, 1.8, d))
+        size = jnp.float32(rng.uniform(1.1, 1.3, d))
         offset = jnp.float32(rng.uniform(-0.6, 0.6, d))
-        bend = jnp.float32(rng.uniform(0.3, 0.6))
+        bend = jnp.float32(rng.uniform(1.0, 1.2))
 
         # As a pytree, which may pass through jax.eval_shape.
         inverse = jax.tree_util.Partial(_bent, size, offset, bend)
-        # Within one unit of zero, so that no point alone decides the mean.
-        return jnp.float32(rng.uniform(-1.0, 1.0, (n, d))), inverse
+        # Near zero, so that no point alone decides the mean.
+        x = rng.uniform(-1.0, 1.0, (n, d))
+        # The log-determinants have both signs, and a mean that is that of `size` alone.
+        x[:2, 0] = -1.0, 1.0
+        x[:, 0] -= x[:, 0].mean()
+        return jnp.float32(x), inverse
 
     return {"8 points, d = 2": case(8, 2), "5 points, d = 3": case(5, 3)}
 
@@ -120,6 +130,29 @@ _NLL = Spec(
             "The log-determinant is missing.",
             "The best map is then the one that sends every point to z = 0.",
             "Add `log_det` to the log density of z.",
+        ),
+        Suspect(
+            "absolute",
+            _nll_of(lambda z, log_det, x: _gaussian(z) + jnp.abs(log_det)),
+            "You took the absolute value of the log-determinant.",
+            "The bars in log |det| stand around the determinant. Its logarithm is negative where "
+            "the map squeezes space.",
+            "Add `log_det` as it comes.",
+        ),
+        Suspect(
+            "always_two",
+            _nll_of(lambda z, log_det, x: -0.5 * (z**2).sum(-1) - jnp.log(2 * jnp.pi) + log_det),
+            "The constant of the Gaussian is that of two dimensions, also where d is not 2.",
+            "Each of the d coordinates has its own 1/2 log 2π.",
+            "Take d from the data: `x.shape[-1]`.",
+        ),
+        Suspect(
+            "log_of_mean",
+            lambda x, inverse: -jnp.log(jnp.mean(jnp.exp(_log_probs(x, inverse)))),
+            "This is the logarithm of the mean density, not the mean of the logarithms.",
+            "The likelihood of independent points is a product, and its logarithm a sum of "
+            "logarithms. The mean of densities hardly notices a point that the model excludes.",
+            "Take the mean of the log densities.",
         ),
         Suspect(
             "no_constant",
@@ -199,15 +232,22 @@ _LEVELS = (-300.0, -1.0, 0.0, 1.0, 300.0)
 _HALF = 3  # coordinates in each half
 
 _COUPLING_LABELS = (
-    "image",
+    "result",
     "half that is kept",
     "sign of the scale",
-    "growth of the scale",
-    "relative shift",
-    "power of the scale on the shift",
-    "finite values",
-    "relative log-det",
-    "difference of one point alone",
+    "direction in which the scale grows with r",
+    "shift, in units of t",
+    "scaling of the shift",
+    "size of the scale",
+    "share of finite values",
+    "log-det, in units of the sum of s",
+    "difference between one point and a batch",
+)
+# |s| at the ends and at zero. A softplus grows to log 300 = 5.7 at the upper end.
+_MOST, _MOST_AT_ZERO = 6.0, 0.75
+_TOO_LARGE = (
+    "The network gives too large or too small a scale: |s| must stay below about 5 for every r, "
+    "and be near 0 at r = 0."
 )
 
 
@@ -289,25 +329,35 @@ def _look_at(name, first, *, back):
             low, middle, high = slope[1:4]
             sign, growth = _sign(low), _sign(high - low)
             # Where a map that goes back is zero, and what one that goes forward makes of zero.
-            relative = -at_zero[1] / middle if back else at_zero[1]
+            relative = _finite(-at_zero[1] / middle if back else at_zero[1])
             # Zero goes to t, or to t times a power of the scale, if that was applied after it.
             power = np.log(np.abs(at_zero[0] / at_zero[1])) / np.log(np.abs(low / middle))
+            # An offset that is zero at r = 0 alone is no shift times a power of the scale.
+            power = np.where(np.isinf(power), 8.0, _finite(power))
+            # A bound is looked at in a map that is right so far: its t is t, and its scale grows.
+            log_scale = np.log(np.abs(slope[:5]))
+            most = np.array([_MOST, np.inf, _MOST_AT_ZERO, np.inf, _MOST])[:, None]
+            right = (sign > 0).all() and growth.all() and np.allclose(relative, 1.0, atol=1e-3)
+            bounded = not right or bool((np.abs(log_scale) <= most).all())
             if log_det.shape != points.shape[:-1]:
                 ratio = np.zeros(log_det.shape)
             elif not (sign > 0).all() or not growth.all():
-                ratio = np.full(5, np.nan)  # no scale that grows: no determinant to speak of
+                ratio = np.full(5, 9.0)  # no scale that grows: no determinant to speak of
             else:
-                # The Jacobian is triangular; above the diagonal of ones stand the scales.
-                ratio = log_det[5:10] / np.log(slope[5:]).sum(axis=-1)
-        finite = np.isfinite(image).all() and np.isfinite(log_det).all()
-        difference = np.nan
+                # The Jacobian is triangular; above the diagonal of ones stand the scales. Their
+                # logarithms are s, or -s where they shrink as r grows.
+                ratio = _finite(log_det[5:10] / (growth * np.log(slope[5:])).sum(axis=-1))
+        # Without a bound all kinds of values overflow, and with it none may.
+        finite = np.concatenate([np.isfinite(image).ravel(), np.isfinite(log_det).ravel()])
+        difference = 0.0
         if log_det.shape == points.shape[:-1]:
             if alone[0].shape != image.shape[1:] or alone[1].shape != ():
                 raise Misfit(
                     f"For one point {image.shape[1:]} `{name}` returns shapes {alone[0].shape} and "
                     f"{alone[1].shape}; expected {image.shape[1:]} and ()."
                 )
-            difference = np.abs(alone[0] - image[6]).max() + np.abs(alone[1] - log_det[6])
+            with np.errstate(all="ignore"):
+                difference = np.abs(alone[0] - image[6]).max() + np.abs(alone[1] - log_det[6])
         place = places[0] if places else 0.0
         return (
             np.zeros(image.shape),
@@ -316,7 +366,8 @@ def _look_at(name, first, *, back):
             growth,
             relative,
             power,
-            float(finite),
+            1.0 * bounded,
+            finite.mean() if bounded else 1.0,
             ratio,
             difference,
         )
@@ -324,8 +375,13 @@ def _look_at(name, first, *, back):
     return evaluate
 
 
+def _finite(values):
+    """A number that nothing else gives in the places of 0/0 and 1/0."""
+    return np.nan_to_num(values, nan=9.0, posinf=9.0, neginf=9.0)
+
+
 def _sign(slope):
-    return np.sign(np.where(np.abs(slope) < 1e-4, 0.0, slope))
+    return np.sign(np.where((np.abs(slope) < 1e-4) | ~np.isfinite(slope), 0.0, slope))
 
 
 def _traced(function, arguments):
@@ -425,7 +481,8 @@ _FORWARD = Spec(
             "no_log_det",
             _forward_unless(lambda s: jnp.zeros(s.shape[:-1])),
             "The log-determinant is zero everywhere.",
-            "The loss would reward a flow that squeezes all points into one.",
+            "The test of a flow compares it with automatic differentiation, and the density of "
+            "samples needs it. Training takes the one of `inverse`.",
             "Sum s over its last axis.",
         ),
         Suspect(
@@ -447,7 +504,8 @@ _FORWARD = Spec(
             "log_det_of_batch",
             _forward_unless(lambda s: s.sum()),
             "The log-determinant is summed over all points.",
-            "It would be added to the log density of every single point. No error is raised.",
+            "No error is raised: it would broadcast to all points, and spoil the log density of "
+            "every sample.",
             "Sum over the last axis only: `axis=-1`.",
         ),
         Suspect(
@@ -475,7 +533,7 @@ _FORWARD = Spec(
         Suspect(
             "unbounded",
             _coupled(_there, scale=lambda raw: raw),
-            "The scale has no bound: it overflows where the network returns a large r.",
+            _TOO_LARGE,
             "One infinite value in a batch turns the loss, and then all weights, into NaN.",
             "Use s = 2 tanh(r / 2) in both places, the scale and the log-determinant.",
         ),
@@ -535,6 +593,21 @@ _FORWARD = Spec(
             "x2 is divided by the scale, not multiplied.",
             "It is a coupling too, but not the inverse of the one in exercise 03.3.",
             "Multiply by `jnp.exp(s)`, and sum s itself.",
+        ),
+        Suspect(
+            "divided_only",
+            _coupled(lambda x2, s, t: x2 * jnp.exp(-s) + t),
+            "x2 is divided by the scale, but the log-determinant is that of a multiplication.",
+            "It is a coupling too, but not the inverse of the one in exercise 03.3; and its "
+            "log-determinant is not that of its map.",
+            "Multiply by `jnp.exp(s)`.",
+        ),
+        Suspect(
+            "inverse_map",
+            _coupled(_back),
+            "You take the shift away and divide by the scale: that is the way back.",
+            "It belongs in exercise 03.3. The log-determinant must fit the map as well.",
+            "Multiply x2 by `jnp.exp(s)`, then add t.",
         ),
         Suspect(
             "no_shift",
@@ -625,8 +698,7 @@ _INVERSE = Spec(
         Suspect(
             "unbounded",
             _coupled(_back, lambda s: -s.sum(axis=-1), scale=lambda raw: raw),
-            "The scale has no bound: its inverse overflows where the network returns a very "
-            "negative r.",
+            _TOO_LARGE,
             "One infinite value in a batch spoils the loss, and the bound must be that of "
             "`forward`, or it is not its inverse.",
             "Use s = 2 tanh(r / 2), or the bound that you chose in `forward`.",
@@ -714,31 +786,19 @@ _INVERSE = Spec(
 
 # --- 03.4 the stack --------------------------------------------------------------------------
 
-# Of the Jacobian, in standardised units: differences of the fourth order, since a derivative would
-# double the time to compile. Curvature and rounding leave less than 1e-4.
-_STEP = 0.01
-
-# Which of three nets act: all of them, all but one, none, the last one.
-_ON = np.float32([[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 0], [0, 0, 1]])
-_STACK_LABELS = (
-    "log density without nets",
-    "log density at a fixed point",
-    "bent coordinates",
-    "nets that act",
-    "log density of the last net alone",
-    "log density, less that of z and the Jacobian",
-    "round trip",
-)
+# Sums of some ten terms of a few nats through five layers: rounding is 1e-6 to 1e-5.
+_STACK_ATOL = 5e-4
+_STACK_LABELS = ("use of `coupling`", "log density", "image of x, back at z", "image of z")
 
 
 def _wave(wave, size, x1):
-    """A net that is zero at one: it leaves the point with standardised coordinates (1, 1) alone."""
+    """A net of one coordinate, with a shift and a raw scale."""
     if jnp.shape(x1)[-1:] != (1,):
         raise Misfit(
             f"A net was called with an array of shape {jnp.shape(x1)}; it takes one coordinate of "
             "each point, with a last axis of 1."
         )
-    bent = wave * (x1 - 1.0)
+    bent = wave * (x1 - 0.4)
     return size * bent / (1.0 + bent**2)  # no sine: it takes long to compile
 
 
@@ -748,7 +808,27 @@ def _stack_cases(rng):
         size = rng.uniform(0.8, 1.3, 2) * rng.choice([-1.0, 1.0], 2)
         return jax.tree_util.Partial(_wave, jnp.float32(wave), jnp.float32(size))
 
-    return {"three nets": ([net() for _ in range(3)], namespace("03")["coupling"])}
+    return {"five nets": ([net() for _ in range(5)], _sheared), "no nets": ([], _sheared)}
+
+
+def _sheared(net):
+    """Another coupling than the lesson's, with the same nets: a cell later passes another one."""
+
+    def outputs(x1):
+        bent = net(x1)
+        return bent[..., :1] - bent[..., 1:], 0.4 + 0.5 * bent[..., 1:]
+
+    def forward(x):
+        shift, log_scale = outputs(x[..., :1])
+        y = jnp.concatenate([x[..., :1], x[..., 1:] * jnp.exp(log_scale) + shift], axis=-1)
+        return y, log_scale[..., 0]
+
+    def inverse(y):
+        shift, log_scale = outputs(y[..., :1])
+        x = jnp.concatenate([y[..., :1], (y[..., 1:] - shift) * jnp.exp(-log_scale)], axis=-1)
+        return x, -log_scale[..., 0]
+
+    return flows.as_bijector(forward, inverse)
 
 
 def _distribution(density):
@@ -773,68 +853,70 @@ def _distribution(density):
     return density
 
 
-# It runs once, on few points: not worth an optimisation that takes longer than the rest.
-@functools.partial(
-    jax.jit,
-    static_argnums=(0, 1),
-    compiler_options={
+def _pulled(function, coupling, nets, x):
+    density = _distribution(function(nets, coupling))
+    return density.log_prob(x), density.bijector.inverse(x)
+
+
+def _pushed(function, coupling, nets, z):
+    return _distribution(function(nets, coupling)).bijector.forward(z)
+
+
+@functools.cache
+def _quickly(function):
+    """The function under jit. It runs once: an optimisation would take longer than the rest."""
+    options = {
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
-    },
-)
-def _densities(function, coupling, nets, on, x):
-    """For each row of `on`, which nets act: log density, z, and z carried forward again."""
-
-    def look(weights):
-        weighted = [lambda x1, k=k: weights[k] * nets[k](x1) for k in range(len(nets))]
-        density = _distribution(function(weighted, coupling))
-        log_prob, z = density.log_prob(x), density.bijector.inverse(x)
-        # A copy of z: TFP remembers the x that it came from.
-        return log_prob, z, density.bijector.forward(z + 0.0)
-
-    return jax.vmap(look)(on)
+    }
+    try:
+        jax.block_until_ready(jax.jit(jnp.negative, compiler_options=options)(1.0))
+    except Exception:
+        options = None  # the names of options are no promise
+    return jax.jit(function, static_argnums=(0, 1), compiler_options=options)
 
 
-def _stack_facts(function, arguments):
-    nets, coupling = arguments
-    function = _fresh(function)
+# Points in standardised units.
+_POINTS = np.float32([[-1.2, 0.3], [-0.4, -1.0], [0.2, 1.4], [0.9, -0.5], [1.0, 1.0]])
+
+
+def _pull(function, nets, coupling):
     scope = namespace("03")
-    centre, spread = (np.float32(scope[name]) for name in ("CENTRE", "SPREAD"))
-    # The last point is the one that no net moves, if nets see standardised coordinates.
-    u = np.float32([[-1.2, 0.3], [-0.4, -1.0], [0.2, 1.4], [0.9, -0.5], [1.0, 1.0]])
-    steps = _STEP * np.float32([[0, 0], *([k, 0] for k in (-2, -1, 1, 2))])
-    steps = np.concatenate([steps, steps[1:, ::-1]])
-    x = (centre + spread * (u + steps[:, None, :])).reshape(-1, 2)
-    log_prob, z, back = (np.float64(part) for part in _densities(function, coupling, nets, _ON, x))
-    if log_prob.shape != (len(_ON), len(x)):
+    x = np.float32(scope["CENTRE"]) + np.float32(scope["SPREAD"]) * _POINTS
+    log_prob, z = _quickly(_pulled)(_fresh(function), coupling, nets, x)
+    if log_prob.shape != (len(x),):
         raise Misfit(
-            f"The `log_prob` of {len(x)} points has shape {log_prob.shape[1:]}; expected "
-            f"{(len(x),)}."
+            f"The `log_prob` of {len(x)} points has shape {log_prob.shape}; expected {(len(x),)}."
         )
-    log_prob, z = log_prob[:, : len(u)], z[0].reshape(-1, *u.shape)
-    columns = [
-        (8 * (after - before) - (far_after - far_before)) / (12 * _STEP)
-        for far_before, before, after, far_after in (z[1:5], z[5:])
-    ]
-    jacobian = np.stack(columns, axis=-1) / spread
-    acting = np.abs(log_prob[1:4] - log_prob[0]).max(axis=-1) > 1e-3
-    alone = log_prob[5]
-    if not acting.all():
-        # A stack of one net: tells a net used once from one used in every layer.
-        one = np.ones((1, 1), np.float32)
-        alone = np.float64(_densities(function, coupling, nets[-1:], one, x)[0][0, : len(u)])
-    exact = -0.5 * np.square(u).sum(axis=-1) - np.log(2 * np.pi) - np.log(spread).sum()
-    by_hand = -0.5 * np.square(z[0]).sum(axis=-1) - np.log(2 * np.pi)
-    by_hand += np.linalg.slogdet(jacobian)[1]
-    return (
-        log_prob[4] - exact,
-        log_prob[0, -1] - exact[-1],
-        1.0 * (jacobian.std(axis=0).max(axis=-1) > 1e-2),
-        1.0 * acting,
-        log_prob[5] - alone,
-        (log_prob[0] - by_hand)[:-1],  # at the fixed point all nets are steep: not by differences
-        np.abs(back - x).max(),
+    return np.float64(log_prob), np.float64(z)
+
+
+def _same_values(mine, right):
+    return all(
+        one.shape == two.shape and np.allclose(one, two, rtol=0.0, atol=_STACK_ATOL)
+        for one, two in zip(mine, right, strict=True)
     )
+
+
+def _stack_values(function, arguments):
+    nets, coupling = arguments
+    reference = namespace("03")["stack"]
+    if not nets:
+        # Most mistakes in the loop would show here in some other way: only where it is right.
+        some = _stack_cases(np.random.default_rng(0))["five nets"]
+        if not _same_values(_pull(function, *some), _pull(reference, *some)):
+            function = reference
+    else:
+        used = []
+        _distribution(function(nets, lambda net: used.append(net) or coupling(net)))
+        if not used:
+            # Whatever it does instead, there is one thing to say.
+            return 0.0, np.zeros(5), np.zeros((5, 2)), np.zeros((5, 2))
+    pulled = _pull(function, nets, coupling)
+    # The way forward is worth a compilation only if the way back is right.
+    right = function is reference or _same_values(pulled, _pull(reference, nets, coupling))
+    forward = _fresh(function if right else reference)
+    return 1.0, *pulled, np.float64(_quickly(_pushed)(forward, coupling, nets, _POINTS))
 
 
 def _swap():
@@ -862,8 +944,29 @@ def _couplings_then(*last):
 
 
 def _overwritten(nets, coupling):
+    layers = [namespace("03")["standardise"]()]
     for net in nets:
         layers = [namespace("03")["standardise"](), coupling(net), _swap()]
+    return _flow(layers)
+
+
+def _own_coupling(nets, coupling):
+    """A stack of TFP's RealNVP, with the formulas of the lesson inside."""
+
+    def layer(net):
+        def second_half(x1, _units, **_):
+            shift, raw = jnp.split(net(x1), 2, axis=-1)
+            return tfb.Shift(shift)(tfb.Scale(log_scale=_bounded(raw)))
+
+        return tfb.RealNVP(num_masked=1, bijector_fn=second_half)
+
+    return _flow(_layers(nets, lambda net: layer(net)))
+
+
+def _swap_in_front(nets, coupling):
+    layers = [namespace("03")["standardise"]()]
+    for net in nets:
+        layers += [_swap(), coupling(net)]
     return _flow(layers)
 
 
@@ -871,12 +974,9 @@ _STACK = Spec(
     id="03.4",
     name="stack",
     cases=_stack_cases,
-    evaluate=_stack_facts,
+    evaluate=_stack_values,
     labels=_STACK_LABELS,
-    # Sums of some ten terms of a few nats through three layers: rounding is 1e-6 to 1e-5, but for
-    # the Jacobian by differences.
-    atol={label: 2e-4 for label in _STACK_LABELS}
-    | {"log density, less that of z and the Jacobian": 2e-3},
+    atol=_STACK_ATOL,
     rtol=0.0,
     insight="Every layer bends one coordinate and keeps the other: with the swaps both are bent, "
     "again and again.",
@@ -911,8 +1011,68 @@ _STACK = Spec(
             "Build the distribution after the loop.",
         ),
         Suspect(
+            "first_two",
+            lambda nets, coupling: _flow(_layers(nets[:2], coupling)),
+            "Only the first two nets act.",
+            "The flow has two layers, whatever the number of nets.",
+            "Use each net of the list once: `for net in nets`.",
+        ),
+        Suspect(
+            "first_three",
+            lambda nets, coupling: _flow(_layers(nets[:3], coupling)),
+            "Only the first three nets act.",
+            "The flow has three layers, whatever the number of nets.",
+            "Use each net of the list once: `for net in nets`.",
+        ),
+        Suspect(
+            "first_four",
+            lambda nets, coupling: _flow(_layers(nets[:4], coupling)),
+            "Of five nets the last one does not act.",
+            "Its parameters would never be trained.",
+            "Use each net of the list once: `for net in nets`.",
+        ),
+        Suspect(
+            "without_first",
+            lambda nets, coupling: _flow(_layers(nets[1:], coupling)),
+            "The first net does not act.",
+            "Its parameters would never be trained.",
+            "Use each net of the list once: `for net in nets`.",
+        ),
+        Suspect(
+            "reversed",
+            lambda nets, coupling: _flow(_layers(nets[::-1], coupling)),
+            "The nets are in the reverse order.",
+            "It is a good flow, but the first net must be the one nearest to the data: a later "
+            "cell leaves out the first nets of the list to show the way of a point through the "
+            "layers.",
+            "Take the nets as they come: `tfb.Chain` applies the last of its list to z first.",
+        ),
+        Suspect(
+            "swap_in_front",
+            _swap_in_front,
+            "The swap is on the wrong side of each coupling.",
+            "It is a good flow, but the first coupling then changes the other coordinate of the "
+            "data, and later cells count on the order of the text.",
+            "In the list, put `coupling(net)` first and `tfb.Permute([1, 0])` behind it.",
+        ),
+        Suspect(
+            "no_last_swap",
+            lambda nets, coupling: _flow(_layers(nets, coupling)[: 2 * len(nets)]),
+            "The swap behind the last coupling is missing.",
+            "The density is the same, but z has its coordinates swapped: a later cell follows a "
+            "point from z through the layers, two at a time.",
+            "Put `tfb.Permute([1, 0])` behind each coupling, also behind the last one.",
+        ),
+        Suspect(
+            "own_coupling",
+            _own_coupling,
+            "The argument `coupling` is not used.",
+            "Later cells call `stack` with other couplings, such as one with splines.",
+            "Make each layer with `coupling(net)`.",
+        ),
+        Suspect(
             "all_share_last",
-            lambda nets, coupling: _flow(_layers([nets[-1]] * len(nets), coupling)),
+            lambda nets, coupling: _flow(_layers(nets[-1:] * len(nets), coupling)),
             "All couplings use the last net.",
             "A function made in a loop looks its variable up when it is called: by then the loop "
             "is over.",
@@ -920,7 +1080,7 @@ _STACK = Spec(
         ),
         Suspect(
             "all_share_first",
-            lambda nets, coupling: _flow(_layers([nets[0]] * len(nets), coupling)),
+            lambda nets, coupling: _flow(_layers(nets[:1] * len(nets), coupling)),
             "All couplings use the first net.",
             "The layers then bend space in the same way, and the other nets are never trained.",
             "Use each net of the list once: `for net in nets`.",
@@ -1023,8 +1183,21 @@ def _given_cases(rng):
     return {"one batch": case(), "another batch": case()}
 
 
+def _must_trace(name, function, *arrays):
+    """Refuse what works with numbers only; it is traced as jit does, but not compiled."""
+    try:
+        jax.eval_shape(function, *arrays)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        raise Misfit(
+            f"JAX cannot trace `{name}`: it works with numbers, but not under `jax.jit`, where "
+            "later cells call it. Use jnp in place of np, and no float() or item()."
+        ) from error
+
+
 def _conditioned(function, arguments):
-    n = len(arguments[1])
+    net, y = arguments
+    n = len(y)
+    x1 = jnp.linspace(-1.7, 2.3, n)[:, None]
     conditioned = function(*arguments)
     if conditioned is None or conditioned is ...:
         return conditioned
@@ -1035,9 +1208,12 @@ def _conditioned(function, arguments):
             f"`given` returns no function but a value ({what}): the net is still to be called, "
             "when x1 is known. Return `lambda x1: ...`."
         )
-    outputs = conditioned(jnp.linspace(-1.7, 2.3, n)[:, None])
+    outputs = conditioned(x1)
     if outputs is None or outputs is ...:
         raise Misfit("The function that `given` returns gives no value: is there a `return`?")
+    if not hasattr(outputs, "shape"):
+        raise Misfit(f"The function that `given` returns gives a {type(outputs).__name__}.")
+    _must_trace("given", lambda y, x1: function(net, y)(x1), y, x1)
     return outputs
 
 
@@ -1156,6 +1332,7 @@ def _score_cases(rng):
         x = rng.uniform(-2, 2, (n, 2))
         # At least half a unit off, so that the likelihood always has something to say.
         y = x + rng.uniform(0.5, 1.0, (n, 2)) * rng.choice([-1.0, 1.0], (n, 2))
+        y[0] = x[0]  # but once nothing: `climb` starts there
         return log_prob, params, jnp.float32(x), jnp.float32(y), noise
 
     return {"noise 0.3": case(0.3), "noise 0.7": case(0.7)}
@@ -1180,14 +1357,38 @@ def _score(*arguments):
     return _prior_score(log_prob, params, x) + (y - x) / noise**2
 
 
+def _differentiated(log_likelihood):
+    def wrong(log_prob, params, x, y, noise):
+        return jax.grad(
+            lambda x: jnp.sum(log_prob(params, x) + log_likelihood(x, y, noise)),
+        )(x)
+
+    return wrong
+
+
 def _params_score(log_prob, params, x, y, noise):
     return jax.grad(lambda p: _log_posteriors(log_prob, p, x, y, noise).sum())(params)
+
+
+def _score_of(function, arguments):
+    log_prob, params, x, y, noise = arguments
+    result = function(*arguments)
+    if result is None or result is ...:
+        return result
+    if isinstance(result, (tuple, list)):
+        raise Misfit(
+            f"`posterior_score` returns a {type(result).__name__}; expected one array, here of "
+            f"shape {x.shape}."
+        )
+    _must_trace("posterior_score", lambda *arrays: function(log_prob, *arrays, noise), params, x, y)
+    return result
 
 
 _SCORE = Spec(
     id="03.6",
     name="posterior_score",
     cases=_score_cases,
+    evaluate=_score_of,
     # Gradients reach ten; divided by noise**2 their rounding is 1e-5.
     atol=5e-4,
     rtol=1e-4,
@@ -1300,6 +1501,39 @@ _SCORE = Spec(
             "This is the gradient with respect to the observation y.",
             "The observation is given; it is the point that moves.",
             "Differentiate a function whose first argument is x.",
+        ),
+        Suspect(
+            "norm",
+            _differentiated(
+                lambda x, y, noise: -0.5 * jnp.linalg.norm(y - x, axis=-1) ** 2 / noise**2
+            ),
+            "The gradient is not a number where x is exactly y: the norm has none at zero.",
+            "The ascent starts at x = y, so every point would be lost in its first step.",
+            "Square the differences and sum them: no root, no norm.",
+        ),
+        Suspect(
+            "norm_not_squared",
+            _differentiated(lambda x, y, noise: -0.5 * jnp.linalg.norm(y - x, axis=-1) / noise**2),
+            "The distance is not squared in the likelihood.",
+            "A Gaussian falls with the square of the distance; the distance itself has no gradient "
+            "where x is y.",
+            "Use the sum of the squared differences.",
+        ),
+        Suspect(
+            "mean_over_coordinates",
+            _score_with(lambda difference, noise: 0.5 * difference / noise**2),
+            "The likelihood counts half: the squares are averaged over the two coordinates.",
+            "Two independent measurements multiply their likelihoods, so the squares add up.",
+            "Use `jnp.sum` with `axis=-1` for the squares.",
+        ),
+        Suspect(
+            "prior_at_y",
+            lambda log_prob, params, x, y, noise: (
+                _prior_score(log_prob, params, y) + (y - x) / noise**2
+            ),
+            "The prior's gradient is taken at the observation y, not at the point x.",
+            "It would push every point on its way in the same direction, wherever it is by then.",
+            "Use `log_prob(params, x)`.",
         ),
         Suspect(
             "values",

@@ -146,7 +146,7 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
         return misfit
     try:
         # Full precision: a GPU may otherwise multiply matrices with ten bits.
-        with _time_limit(TIME_LIMIT), jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("highest"):
             return _compare(spec, answer, reference, cases)
     except _OutOfTime:
         return Report(
@@ -170,11 +170,14 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
 
 def _compare(spec: Spec, answer: Callable, reference: Callable, cases: dict) -> Report:
     expected = _run(spec, reference, cases)
-    got = _run(spec, answer, cases)
+    with _time_limit(TIME_LIMIT):  # of the answer, not of the suspects that it is compared with
+        got = _run(spec, answer, cases)
     if problem := _mismatch(spec, got, expected, cases):
         return problem
     first = dict([next(iter(cases.items()))])
-    if _different(spec, _run(spec, answer, first), {name: got[name] for name in first}):
+    with _time_limit(TIME_LIMIT):
+        again = _run(spec, answer, first)
+    if _different(spec, again, {name: got[name] for name in first}):
         return Report(
             WRONG,
             f"`{spec.name}` gives two different results for the same input.",
@@ -182,9 +185,9 @@ def _compare(spec: Spec, answer: Callable, reference: Callable, cases: dict) -> 
             "Use nothing but the arguments.",
             diagnosis="impure",
         )
-    if spec.gradient and (problem := _gradient(spec, answer, reference, cases)):
-        return problem
-    return Report(RIGHT, f"`{spec.name}` is right.", spec.insight)
+    with _time_limit(TIME_LIMIT):
+        problem = _gradient(spec, answer, reference, cases) if spec.gradient else None
+    return problem or Report(RIGHT, f"`{spec.name}` is right.", spec.insight)
 
 
 # --- running ---------------------------------------------------------------------------------

@@ -291,7 +291,8 @@ def simulate(
 
     Masses come from the training prior (`log_training_prior`), with ``survey=True`` from the halo
     mass function (`log_mass_function`), or are given: ``log_mass`` (n,), log10 M200c in Msun.
-    Redshifts are uniform in 0.02 to 0.20. Raises ValueError if the masses are not n.
+    Redshifts are uniform in 0.02 to 0.20. Not for use under jit or vmap. Raises ValueError if the
+    masses are not n.
     """
     z_key, mass_key, draw_key = jax.random.split(key, 3)
     z = jax.random.uniform(z_key, (n,), minval=Z_MIN, maxval=Z_MAX)
