@@ -5,11 +5,24 @@ Computation only: `plot` draws these, `verdicts` judges them.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from scipy import stats
+
+
+def double_precision() -> AbstractContextManager:
+    """A context in which JAX computes in 64 bits, for a check that should not round.
+
+    Arrays made outside of it keep their 32 bits: convert them inside, with ``astype(float)``.
+    """
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # its place before jax 0.8
+
+    return enable_x64()
 
 
 class Estimate(NamedTuple):

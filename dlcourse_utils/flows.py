@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -59,23 +59,50 @@ def as_bijector(forward: Map, inverse: Map) -> tfb.Bijector:
 
 
 class _Spline(tfb.RationalQuadraticSpline):
-    """TFP's spline, which as it stands fails under jit: it computes shapes with jnp."""
+    """TFP's formulas, with a search for the bin that works under jit.
+
+    TFP's own search computes shapes with jnp, which jit refuses, and looks the bin up with gathers,
+    which take XLA about 1.5 times as long to compile as these sums.
+    """
 
     def _compute_shared(self, x=None, y=None):
-        with jax.ensure_compile_time_eval(), warnings.catch_warnings():
-            # It asks for 64-bit indices, which JAX cuts to 32 bits with a warning.
-            warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
-            return super()._compute_shared(x, y)
+        """The bin that each x (..., d), or y, lies in, by the names of TFP's formulas."""
+        right = self.range_min + jnp.cumsum(self.bin_widths, axis=-1)
+        top = self.range_min + jnp.cumsum(self.bin_heights, axis=-1)
+        left, bottom = right - self.bin_widths, top - self.bin_heights
+        value, starts, ends = (x, left, right) if y is None else (y, bottom, top)
+        outside = (value <= starts[..., 0]) | (value >= ends[..., -1])
+        value = jnp.where(outside, starts[..., 0], value)
+        # A value is in the bin whose lower knot it has passed, and whose upper knot it has not.
+        passed = value[..., None] >= ends[..., :-1]
+        first = jnp.ones_like(passed[..., :1])
+        inside = jnp.concatenate([first, passed], -1) & ~jnp.concatenate([passed, ~first], -1)
+        one = jnp.ones_like(self.knot_slopes[..., :1])
+        slopes = jnp.concatenate([one, self.knot_slopes, one], axis=-1)
+
+        def here(values):
+            return jnp.sum(jnp.where(inside, values, 0.0), axis=-1)
+
+        width, height = here(self.bin_widths), here(self.bin_heights)
+        return SimpleNamespace(
+            out_of_bounds=outside,
+            x_k=here(left),
+            y_k=here(bottom),
+            d_k=here(slopes[..., :-1]),
+            d_kp1=here(slopes[..., 1:]),
+            h_k=height,
+            w_k=width,
+            s_k=height / width,
+        )
 
 
-def spline(outputs: jax.Array, bound: float = 4.0, least: float = 0.05) -> tfb.Bijector:
+def spline(outputs: jax.Array, bound: float = 4.0, least: float = 0.02) -> tfb.Bijector:
     """A monotone rational-quadratic spline for each number, from any real ``outputs``.
 
     ``outputs`` is (..., d, 3 K - 1): widths and heights of K bins and the slopes of the K - 1 inner
     knots, none of these below ``least``; zeros give nearly the identity. It maps (..., d) from
     -bound to bound onto the same range and is the identity outside. Durkan et al. 2019,
-    arXiv:1906.04032. Thinner bins fit a little better, and lose digits of the log-det: with 0.01 it
-    was ten times less exact in single precision.
+    arXiv:1906.04032.
 
     Raises ValueError if the last axis does not fit.
     """

@@ -83,21 +83,25 @@ def fit(
         held_out = _checked(held_out, "held_out", len(data))
     elif patience is not None:
         raise FitError("`patience` needs `held_out` data: pass some, or leave patience out.")
-    shape = jax.eval_shape(loss, params, *(array[:1] for array in data)).shape
-    if shape != ():
-        raise FitError(f"The loss must return one number; it has shape {shape}: take its mean.")
     every = -(-steps // reports)
 
     # The first step donates its arguments: work on a copy, the caller's parameters stay valid.
     params = jax.tree.map(jnp.array, params)
     opt_state = jax.jit(optimizer.init)(params)
 
+    def scalar_loss(params, *batch):
+        value = loss(params, *batch)
+        if jnp.shape(value) != ():
+            shape = jnp.shape(value)
+            raise FitError(f"The loss must return one number; it has shape {shape}: take its mean.")
+        return value
+
     @partial(jax.jit, donate_argnums=(0, 1, 2))
     def train_step(params, opt_state, total, index, data):
         rows = jax.random.randint(
             jax.random.fold_in(key, index), (batch_size,), 0, data[0].shape[0]
         )
-        value, grads = jax.value_and_grad(loss)(params, *(array[rows] for array in data))
+        value, grads = jax.value_and_grad(scalar_loss)(params, *(array[rows] for array in data))
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, total + value
 

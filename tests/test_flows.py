@@ -87,10 +87,10 @@ def test_the_spline_is_that_of_tfp():
 
     def sizes(part):
         part = np.exp(part) / np.exp(part).sum(axis=-1, keepdims=True)
-        return jnp.float32(0.05 + part * (8.0 - bins * 0.05))
+        return jnp.float32(0.02 + part * (8.0 - bins * 0.02))
 
-    shift = np.log(np.expm1(0.95))
-    slopes = jnp.float32(0.05 + np.log1p(np.exp(raw[..., 16:] + shift)))
+    shift = np.log(np.expm1(0.98))
+    slopes = jnp.float32(0.02 + np.log1p(np.exp(raw[..., 16:] + shift)))
     theirs = tfb.RationalQuadraticSpline(sizes(raw[..., :8]), sizes(raw[..., 8:16]), slopes, -4.0)
     ours = flows.spline(outputs())
     np.testing.assert_allclose(ours.forward(X), theirs.forward(X), atol=1e-5)

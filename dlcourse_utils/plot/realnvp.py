@@ -34,6 +34,11 @@ def _edges(axes: Axes) -> list[float]:
     return sides
 
 
+def _table(axes: Axes, values: np.ndarray) -> np.ndarray:
+    """Values of the plane's points, the first axis slowest, as an image: transposed."""
+    return np.reshape(values, (len(axes[0]), len(axes[1]))).T
+
+
 def claim(points: jax.Array) -> None:
     """The Gaussian to start from, and the exact density to end at."""
     axes = np.linspace(-1.5, 2.5, 241), np.linspace(-1.0, 1.5, 151)
@@ -195,10 +200,11 @@ def animate(stages: jax.Array, frames: int = 7) -> None:
 
 @on_host
 def log_densities(axes: Axes, tables: dict[str, jax.Array]) -> None:
-    """Log densities on the plane side by side, cut off below."""
+    """Log densities at the plane's points, (g h,) on axes (g,) and (h,), cut off below."""
     figure, panels = plt.subplots(1, len(tables), figsize=(10, 3.3), sharey=True)
     for ax, (name, table) in zip(panels, tables.items(), strict=True):
-        image = ax.imshow(np.maximum(table.T, _LOWEST), extent=_edges(axes), vmin=_LOWEST, vmax=1.5)
+        shown = np.maximum(_table(axes, table), _LOWEST)
+        image = ax.imshow(shown, extent=_edges(axes), vmin=_LOWEST, vmax=1.5)
         ax.set(xlabel="$x_1$", **_MOONS)
         ax.grid(False)
         ax.set_title(name, fontsize=11)
@@ -214,14 +220,17 @@ def conditionals(
     observations: tuple[float, ...],
     noise: float,
 ) -> None:
-    """Exact posterior and the flow's contours for some observations of the first coordinate."""
+    """Exact posterior and the flow's contours for some observations of the first coordinate.
+
+    ``exact`` and ``flow`` return log posteriors (g h,) on the plane of the axes (g,) and (h,).
+    """
     axes = jax.device_get(axes)
     _, panels = plt.subplots(1, len(observations), figsize=(11, 3.2), sharey=True)
     for ax, y in zip(panels, observations, strict=True):
-        truth, learned = np.exp(exact(y)), np.exp(flow(y))
-        ax.imshow(truth.T, extent=_edges(axes), cmap="Oranges", vmax=0.9 * truth.max())
+        truth, learned = _table(axes, np.exp(exact(y))), _table(axes, np.exp(flow(y)))
+        ax.imshow(truth, extent=_edges(axes), cmap="Oranges", vmax=0.9 * truth.max())
         levels = truth.max() * np.array([0.05, 0.3])
-        ax.contour(*axes, learned.T, levels=levels, colors=MODEL, linewidths=1.2)
+        ax.contour(*axes, learned, levels=levels, colors=MODEL, linewidths=1.2)
         ax.axvspan(y - noise, y + noise, color=FAINT, alpha=0.35, lw=0)
         ax.grid(False)
         ax.set(xlabel="$x_1$", **_MOONS)
@@ -242,7 +251,8 @@ def denoising(
 ) -> None:
     """Arrows from measurements to modes, and the exact posterior of the last measurement."""
     _, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
-    left.imshow(np.exp(log_prior).T, extent=_edges(axes), cmap="Greys", vmax=2.0)
+    log_prior = _table(axes, log_prior)
+    left.imshow(np.exp(log_prior), extent=_edges(axes), cmap="Greys", vmax=2.0)
     few = slice(0, 150)
     step = (answers["MAP of the flow"] - measured)[few]
     left.quiver(
@@ -252,10 +262,10 @@ def denoising(
     left.grid(False)
     left.set_title("From each measurement to its MAP", fontsize=11)
     between = measured[-1]
-    plane = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    plane = np.stack(np.meshgrid(*axes), axis=-1)
     log_p = log_prior - 0.5 * np.sum((plane - between) ** 2, axis=-1) / noise**2
     p = np.exp(log_p - log_p.max())
-    right.imshow(p.T, extent=_edges(axes), cmap="Oranges", interpolation="bicubic")
+    right.imshow(p, extent=_edges(axes), cmap="Oranges", interpolation="bicubic")
     right.plot(*between, "x", color="black", ms=9, mew=2, ls="none", label="measured")
     styles = (
         {"marker": "^", "color": "white", "mec": "black", "ms": 9},
