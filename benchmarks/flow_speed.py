@@ -270,7 +270,7 @@ def main() -> None:
     options = parsed(parser)
 
     lesson = lessons.reference(lessons.load("03"))
-    train_key, test_key = jax.random.split(jax.random.key(1))  # the lesson's own points
+    train_key, test_key = jax.random.split(jax.random.key(1))
     train = two_moons.simulate(train_key, N_TRAIN)
     test = two_moons.simulate(test_key, N_TEST)
     jax.block_until_ready((train, test))

@@ -1,4 +1,4 @@
-"""Numbers that say how good a posterior is, each with its Monte Carlo error.
+"""Numbers that say how good a posterior is, with their Monte Carlo errors or none of rounding.
 
 Computation only: `plot` draws these, `verdicts` judges them.
 """

@@ -44,8 +44,8 @@ STYLE = {
 def start() -> None:
     """Make this notebook ready, and say so in one line.
 
-    Sets JAX's compile cache and matplotlib's style. Raises CourseError, with what to do, for a
-    known breakage.
+    Sets JAX's compile cache, full precision on a GPU, and matplotlib's style. Raises CourseError,
+    with what to do, for a known breakage.
     """
     for trouble in (python_trouble, packages_trouble, tfp_trouble, loaded_trouble):
         sentence = trouble()
@@ -54,6 +54,9 @@ def start() -> None:
     import jax
 
     _use_compile_cache()
+    if jax.config.jax_default_matmul_precision is None:
+        # A recent GPU otherwise multiplies float32 matrices with ten bits, too few for a log-det.
+        jax.config.update("jax_default_matmul_precision", "highest")
     use_style()
     python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
     where = f"jax {jax.__version__} on {jax.default_backend()}"

@@ -62,21 +62,24 @@ class _Spline(tfb.RationalQuadraticSpline):
     """TFP's formulas, with a search for the bin that works under jit.
 
     TFP's own search computes shapes with jnp, which jit refuses, and looks the bin up with gathers,
-    which take XLA about 1.5 times as long to compile as these sums.
+    which take XLA about 1.5 times as long to compile as these sums. Here all K - 1 inner slopes are
+    needed; TFP also takes one for all.
     """
 
     def _compute_shared(self, x=None, y=None):
-        """The bin that each x (..., d), or y, lies in, by the names of TFP's formulas."""
-        right = self.range_min + jnp.cumsum(self.bin_widths, axis=-1)
-        top = self.range_min + jnp.cumsum(self.bin_heights, axis=-1)
-        left, bottom = right - self.bin_widths, top - self.bin_heights
-        value, starts, ends = (x, left, right) if y is None else (y, bottom, top)
-        outside = (value <= starts[..., 0]) | (value >= ends[..., -1])
-        value = jnp.where(outside, starts[..., 0], value)
+        """The bin of each x, or y, (..., d), by the names of TFP's formulas; all (..., d)."""
+        knots_x, knots_y = (
+            self.range_min
+            + jnp.pad(jnp.cumsum(sizes, axis=-1), [(0, 0)] * (sizes.ndim - 1) + [(1, 0)])
+            for sizes in (self.bin_widths, self.bin_heights)
+        )  # (..., d, K + 1)
+        value, knots = (x, knots_x) if y is None else (y, knots_y)
+        outside = (value <= knots[..., 0]) | (value >= knots[..., -1])
+        value = jnp.where(outside, knots[..., 0], value)
         # A value is in the bin whose lower knot it has passed, and whose upper knot it has not.
-        passed = value[..., None] >= ends[..., :-1]
-        first = jnp.ones_like(passed[..., :1])
-        inside = jnp.concatenate([first, passed], -1) & ~jnp.concatenate([passed, ~first], -1)
+        passed = value[..., None] >= knots[..., 1:-1]
+        yes = jnp.ones_like(passed[..., :1])
+        inside = jnp.concatenate([yes, passed], -1) & ~jnp.concatenate([passed, ~yes], -1)
         one = jnp.ones_like(self.knot_slopes[..., :1])
         slopes = jnp.concatenate([one, self.knot_slopes, one], axis=-1)
 
@@ -86,8 +89,8 @@ class _Spline(tfb.RationalQuadraticSpline):
         width, height = here(self.bin_widths), here(self.bin_heights)
         return SimpleNamespace(
             out_of_bounds=outside,
-            x_k=here(left),
-            y_k=here(bottom),
+            x_k=here(knots_x[..., :-1]),
+            y_k=here(knots_y[..., :-1]),
             d_k=here(slopes[..., :-1]),
             d_kp1=here(slopes[..., 1:]),
             h_k=height,
@@ -102,7 +105,9 @@ def spline(outputs: jax.Array, bound: float = 4.0, least: float = 0.02) -> tfb.B
     ``outputs`` is (..., d, 3 K - 1): widths and heights of K bins and the slopes of the K - 1 inner
     knots, none of these below ``least``; zeros give nearly the identity. It maps (..., d) from
     -bound to bound onto the same range and is the identity outside. Durkan et al. 2019,
-    arXiv:1906.04032.
+    arXiv:1906.04032. Between knots the slope can be far less than ``least``, and steep or flat
+    pieces cost digits: with outputs of spread 2 the log-det is off by up to 4e-3 in single
+    precision.
 
     Raises ValueError if the last axis does not fit.
     """

@@ -162,6 +162,7 @@ env.start()
 import jax, matplotlib
 jax.jit(lambda x: x + 1)(1.0)
 print(jax.config.jax_compilation_cache_dir, matplotlib.rcParams["figure.dpi"], sep="\\n")
+assert jax.config.jax_default_matmul_precision == "highest"
 """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment = kept | {"DLCOURSE_HOME": str(home), "JAX_PLATFORMS": "cpu"} | variables

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tensorflow_probability.substrates import jax as tfp
 
-from dlcourse_utils import flows
+from dlcourse_utils import diagnostics, flows
 from dlcourse_utils.errors import CourseError
 
 tfb, tfd = tfp.bijectors, tfp.distributions
@@ -97,6 +97,45 @@ def test_the_spline_is_that_of_tfp():
     np.testing.assert_allclose(ours.inverse(X), theirs.inverse(X), atol=1e-5)
 
 
+def test_the_bin_search_is_that_of_tfp_at_knots_and_bounds():
+    """In double precision: in single, both lose digits of the log-det there."""
+    with diagnostics.double_precision():
+        raw = 2.0 * jnp.asarray(np.float64(outputs()[:, :1]))
+        ours = flows.spline(raw)
+        theirs = tfb.RationalQuadraticSpline(
+            ours.bin_widths, ours.bin_heights, ours.knot_slopes, range_min=-4.0
+        )
+        for sizes, way in ((ours.bin_widths, "forward"), (ours.bin_heights, "inverse")):
+            knots = -4.0 + jnp.cumsum(sizes, axis=-1)
+            for k in range(8):
+                for x in (knots[..., k], knots[..., k] - 1e-9, knots[..., k] + 1e-9):
+                    for what in (way, f"{way}_log_det_jacobian"):
+                        expected = getattr(theirs, what)(x)
+                        np.testing.assert_allclose(getattr(ours, what)(x), expected, atol=1e-9)
+        for x in (-5.0, -4.0, 4.0, 5.0):
+            x = jnp.full((len(raw), 1), x)
+            # The last knot is a sum of widths: it is 4 to a few units in the last place.
+            np.testing.assert_allclose(ours.forward(x), x, rtol=1e-14)
+            np.testing.assert_allclose(ours.inverse(x), x, rtol=1e-14)
+
+
+def test_the_spline_at_its_knots():
+    """At a knot both bins hold; from the last one on it is the identity."""
+    with diagnostics.double_precision():
+        raw = jnp.asarray(np.float64(outputs()[:1, :1]))  # one spline
+        sizes = 0.02 + jax.nn.softmax(raw[0, 0, :16].reshape(2, 8)) * (8.0 - 8 * 0.02)
+        x, y = -4.0 + jnp.cumsum(sizes, axis=-1)[..., None]
+        bijector = flows.spline(raw[0])
+        np.testing.assert_allclose(bijector.forward(x), y, atol=1e-12)
+        np.testing.assert_allclose(flows.spline(raw[0]).inverse(y), x, atol=1e-12)
+        for side in (-1e-9, 1e-9):
+            np.testing.assert_allclose(bijector.forward(x + side), y, atol=1e-7)
+        slopes = jax.vmap(jax.grad(lambda x: flows.spline(raw[0]).forward(x[None])[0, 0]))(x)
+        inner = 0.02 + jax.nn.softplus(raw[0, 0, 16:] + jnp.log(jnp.expm1(0.98)))
+        np.testing.assert_allclose(slopes[:-1, 0], inner, rtol=1e-9)
+        assert slopes[-1, 0] == 1.0
+
+
 def test_the_spline_under_jit_vmap_and_grad():
     @jax.jit
     def forward(raw, x):
@@ -108,9 +147,9 @@ def test_the_spline_under_jit_vmap_and_grad():
     np.testing.assert_allclose(one, y, atol=1e-6)
     # Another bijector goes back: the same one would look the answer up.
     back = jax.jit(lambda raw, y: flows.spline(raw).inverse(y))(outputs(), y)
-    # y is rounded by up to 2.4e-7, which a slope of 0.01, between knots, turns into 2.4e-5 in x.
-    # Twice that.
-    np.testing.assert_allclose(back, X, atol=5e-5)
+    # y is rounded by up to 2.4e-7, which a small slope turns into more in x; four times that.
+    slopes = jax.vmap(lambda raw, x: jnp.diag(jax.jacfwd(lambda x: forward(raw, x)[0])(x)))
+    assert np.all(np.abs(back - X) <= 4 * 2.4e-7 / np.minimum(slopes(outputs(), X), 1.0))
     by_jax = jax.vmap(
         lambda raw, x: jnp.linalg.slogdet(jax.jacfwd(lambda x: forward(raw, x)[0])(x))[1]
     )

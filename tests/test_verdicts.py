@@ -1,5 +1,7 @@
 """Verdicts judge honestly, and diagnostics agree with scipy."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -64,3 +66,12 @@ def test_binomial_band_holds_its_level():
 def test_pit_histogram_integrates_to_one():
     heights = diagnostics.pit_histogram(np.random.default_rng(2).uniform(size=5000), 20)
     assert heights.mean() == pytest.approx(1.0)
+
+
+def test_double_precision_holds_inside_only():
+    third = jax.jit(lambda x: x / 3.0)
+    with diagnostics.double_precision():
+        inside = np.asarray(third(jnp.ones(1, dtype=float)))
+    assert inside.dtype == np.float64
+    assert inside[0] == 1.0 / 3.0
+    assert third(jnp.ones(1, dtype=float)).dtype == jnp.float32

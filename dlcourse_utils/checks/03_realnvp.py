@@ -842,7 +842,7 @@ def _distribution(density):
         )
     if not all(hasattr(density, name) for name in ("log_prob", "bijector", "distribution")):
         raise Misfit(
-            f"`stack` returns a {type(density).__name__}; expected a `tfd.TransformedDistribution`."
+            f"`stack` returns `{type(density).__name__}`; expected a `tfd.TransformedDistribution`."
         )
     event, batch = tuple(density.distribution.event_shape), tuple(density.distribution.batch_shape)
     if event != (2,) or batch != ():
@@ -1377,7 +1377,7 @@ def _score_of(function, arguments):
         return result
     if isinstance(result, (tuple, list)):
         raise Misfit(
-            f"`posterior_score` returns a {type(result).__name__}; expected one array, here of "
+            f"`posterior_score` returns `{type(result).__name__}`; expected one array, here of "
             f"shape {x.shape}."
         )
     _must_trace("posterior_score", lambda *arrays: function(log_prob, *arrays, noise), params, x, y)

@@ -35,7 +35,7 @@ def _edges(axes: Axes) -> list[float]:
 
 
 def _table(axes: Axes, values: np.ndarray) -> np.ndarray:
-    """Values of the plane's points, the first axis slowest, as an image: transposed."""
+    """Values (g h,) on the plane of axes (g,) and (h,), the first slowest, as an image (h, g)."""
     return np.reshape(values, (len(axes[0]), len(axes[1]))).T
 
 
@@ -249,7 +249,10 @@ def denoising(
     log_prior: jax.Array,
     noise: float,
 ) -> None:
-    """Arrows from measurements to modes, and the exact posterior of the last measurement."""
+    """Arrows from measurements (n, 2) to modes, and the exact posterior of the last measurement.
+
+    ``answers`` names points (n, 2); ``log_prior`` is (g h,) on the plane of axes (g,) and (h,).
+    """
     _, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
     log_prior = _table(axes, log_prior)
     left.imshow(np.exp(log_prior), extent=_edges(axes), cmap="Greys", vmax=2.0)
