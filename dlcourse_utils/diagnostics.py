@@ -1,4 +1,4 @@
-"""Numbers that say how good a posterior is, with their Monte Carlo errors or none of rounding.
+"""Numbers that say how good a posterior is, each with its Monte Carlo error.
 
 Computation only: `plot` draws these, `verdicts` judges them.
 """
@@ -14,7 +14,7 @@ from scipy import stats
 
 
 def double_precision() -> AbstractContextManager:
-    """A context in which JAX computes in 64 bits, for a check that should not round.
+    """A context in which JAX computes in 64 bits, for a diagnostic that rounding would spoil.
 
     Arrays made outside of it keep their 32 bits: convert them inside, with ``astype(float)``.
     """
