@@ -828,7 +828,7 @@ answers = {
     "exact mean": two_moons.posterior_mean(measured, MEASURED_NOISE),
 }
 
-# %% alt="Left: noisy points with arrows to their posterior modes, which lie on the two moons. Right: the exact posterior of a point measured between the moons has a peak on each; the mode is on one, the mean lies between them where the density is low."
+# %% alt="Left: noisy points with arrows to their posterior modes, which lie on the two moons. Right: the exact posterior of a point measured between the moons has a peak on each; the exact mode is on one, the MAP of the flow on the other, and the mean lies between them where the density is low."
 figures.denoising(measured, answers, axes, exact_plane, MEASURED_NOISE)
 
 # %% tags=["verdict"]
