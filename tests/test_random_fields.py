@@ -231,7 +231,7 @@ def test_constrained_realisations_and_spread_agree_at_full_size():
     ratio = fields.binned_power(off, edges) / fields.in_rings(spread.power, edges)[None]
     error = np.asarray(ratio).std(axis=0) / 8
     assert np.abs((np.asarray(ratio).mean(axis=0) - 1) / error).max() < 4
-    assert error.max() < 0.02
+    assert error.max() < 0.05  # the comparison says something
 
 
 # --- bad input -------------------------------------------------------------------------------
