@@ -385,6 +385,156 @@ def score_vjp(log_prob, params, x, y, noise):
     return pull(jnp.ones_like(values))[0]
 
 
+def denoise_by_noise(x, sigma, score):
+    expected_noise = -sigma * score(x, sigma)
+    return x - sigma * expected_noise
+
+
+def denoise_broadcast(x, sigma, score):
+    variance = jnp.broadcast_to(jnp.square(sigma), (x.shape[0], 1))
+    return jnp.add(x, variance * score(x=x, sigma=sigma))
+
+
+def denoise_einsum(x, sigma, score):
+    columns = jnp.full(x.shape, sigma)
+    return x + jnp.einsum("ij,ij,ij->ij", columns, columns, score(x, sigma))
+
+
+def dsm_weight(denoiser, x, sigma, noise):
+    clean = denoiser(noise * sigma + x, sigma)
+    weight = 1.0 / sigma[:, 0] ** 2
+    return (weight * jnp.sum((x - clean) ** 2, axis=1)).sum() / len(x)
+
+
+def dsm_norm(denoiser, x, sigma, noise):
+    distance = jnp.linalg.norm(denoiser(x + sigma * noise, sigma) - x, axis=-1, keepdims=True)
+    return jnp.mean((distance / sigma) ** 2)
+
+
+def dsm_twice_the_mean(denoiser, x, sigma, noise):
+    error = denoiser(x=x + jnp.multiply(sigma, noise), sigma=sigma) - x
+    return x.shape[-1] * jnp.mean(error**2 / sigma**2)
+
+
+def dsm_vdot(denoiser, x, sigma, noise):
+    error = (x - denoiser(x + sigma * noise, sigma)) / sigma
+    return jnp.vdot(error, error) / x.shape[0]
+
+
+def precondition_inverse(net, x, sigma):
+    middle, size = jnp.array([0.5, 0.25]), 0.7
+    c_in = (sigma**2 + size**2) ** -0.5
+    skip, out = (size * c_in) ** 2, sigma * size * c_in
+    return middle + skip * (x - middle) + out * net(c_in * (x - middle), 0.25 * jnp.log(sigma))
+
+
+def precondition_ratio(net, x, sigma):
+    middle, size = jnp.array([[0.5, 0.25]]), 0.7
+    ratio = sigma / size
+    output = net((x - middle) / (size * jnp.sqrt(1 + ratio**2)), t=jnp.log(sigma**0.25))
+    return middle + (x - middle) / (1 + ratio**2) + sigma / jnp.sqrt(1 + ratio**2) * output
+
+
+def precondition_hypot(net, x, sigma):
+    total = jnp.hypot(sigma, 0.7)
+    t = jnp.log(jnp.broadcast_to(sigma, (len(x), 1))) / 4.0
+    offset = x - jnp.array([0.5, 0.25])[None, :]
+    share = 1.0 - (sigma / total) ** 2
+    return x - (1.0 - share) * offset + net(offset / total, t) * sigma * 0.7 / total
+
+
+def langevin_normal(key, x, score, step):
+    return tfd.Normal(x + step * score(x), jnp.sqrt(2 * step)).sample(seed=key)
+
+
+def langevin_split(key, x, score, step):
+    _, key = jax.random.split(key)
+    noise = jax.random.normal(key, shape=x.shape, dtype=x.dtype)
+    return x + score(x) * step + (2.0 * step) ** 0.5 * noise
+
+
+def langevin_key_per_point(key, x, score, step):
+    keys = jax.random.split(key, len(x))
+    z = jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys)
+    return jnp.sqrt(2.0) * jnp.sqrt(step) * z + x + step * score(x)
+
+
+def langevin_multivariate(key, x, score, step):
+    z = jax.random.multivariate_normal(key, jnp.zeros(2), jnp.eye(2), shape=(x.shape[0],))
+    return x + step * (score(x) + jnp.sqrt(2 / step) * z)
+
+
+def langevin_columns(key, x, score, step):
+    keys = (jax.random.fold_in(key, k) for k in range(2))
+    z = jnp.stack([jax.random.normal(key, len(x)) for key in keys], axis=1)
+    return x + step * score(x) - jnp.sqrt(2 * step) * z
+
+
+def reverse_denoised(key, x, sigma, next_sigma, score):
+    ratio = next_sigma / sigma
+    clean = x + sigma**2 * score(x, sigma)
+    kept = x + (1 - ratio**2) * (clean - x)
+    return kept + sigma * jnp.sqrt(1 - ratio**2) * jax.random.normal(key, x.shape)
+
+
+def reverse_factors(key, x, sigma, next_sigma, score):
+    delta = (sigma - next_sigma) * (sigma + next_sigma)
+    noise = jax.random.truncated_normal(jax.random.split(key)[0], -8.0, 8.0, x.shape)
+    return x + delta * score(x=x, sigma=sigma) + delta**0.5 * noise
+
+
+def reverse_normal(key, x, sigma, next_sigma, score):
+    removed = jnp.square(sigma) - jnp.square(next_sigma)
+    return tfd.Normal(x + removed * score(x, sigma), removed**0.5).sample(seed=key)
+
+
+def reverse_column(key, x, sigma, next_sigma, score):
+    sigma = jnp.full((len(x), 1), sigma)
+    removed = sigma**2 - next_sigma**2
+    z = jax.random.multivariate_normal(key, jnp.zeros(2), jnp.eye(2), (len(x),), method="svd")
+    return x + removed * score(x, sigma) + jnp.sqrt(removed) * z
+
+
+def flow_by_denoiser(sigma, x, score):
+    return (x - (x + sigma**2 * score(x, sigma))) / sigma
+
+
+def flow_derivative(sigma, x, score):
+    rate = jax.grad(lambda s: s**2)(jnp.asarray(sigma))
+    return -0.5 * rate * score(x, sigma)
+
+
+def flow_column(sigma, x, score):
+    levels = jnp.full((x.shape[0], 1), sigma)
+    return jnp.negative(levels * score(x, levels))
+
+
+def likelihood_where(x, y, mask, noise, sigma):
+    return jnp.where(mask == 1, (y - x) / (noise**2 + sigma**2), 0.0)
+
+
+def likelihood_grad(x, y, mask, noise, sigma):
+    def log_likelihood(x):
+        width = jnp.sqrt(jnp.square(noise) + jnp.square(sigma))
+        return jnp.sum(mask * jax.scipy.stats.norm.logpdf(y, x, width))
+
+    return jax.grad(log_likelihood)(x)
+
+
+def likelihood_vmapped(x, y, mask, noise, sigma):
+    y, mask = jnp.broadcast_to(y, x.shape), jnp.broadcast_to(mask, x.shape)
+
+    def one(x, y, mask):
+        return -0.5 * jnp.sum(mask * (x - y) ** 2) / (noise**2 + sigma**2)
+
+    return jax.vmap(jax.grad(one))(x, y, mask)
+
+
+def likelihood_hypot(x, y, mask, noise, sigma):
+    width = jnp.hypot(noise, sigma)
+    return (mask * y - mask * x) / width / width
+
+
 RIGHT = {
     "01.1": (m_sigma_numpy, m_sigma_lstsq, m_sigma_polynomial),
     "01.2": (mse_dot, mse_column, mse_vmapped, mse_float64),
@@ -413,4 +563,17 @@ RIGHT = {
     "03.4": (stack_independent, stack_nested, stack_from_the_base, stack_loop),
     "03.5": (given_def, given_y_first, given_stacked, given_object),
     "03.6": (score_vmapped, score_by_hand, score_mvn, score_vjp),
+    "09.1": (denoise_by_noise, denoise_broadcast, denoise_einsum),
+    "09.2": (dsm_weight, dsm_norm, dsm_twice_the_mean, dsm_vdot),
+    "09.3": (precondition_inverse, precondition_ratio, precondition_hypot),
+    "09.4": (
+        langevin_normal,
+        langevin_split,
+        langevin_key_per_point,
+        langevin_multivariate,
+        langevin_columns,
+    ),
+    "09.5": (reverse_denoised, reverse_factors, reverse_normal, reverse_column),
+    "09.6": (flow_by_denoiser, flow_derivative, flow_column),
+    "09.7": (likelihood_where, likelihood_grad, likelihood_vmapped, likelihood_hypot),
 }
