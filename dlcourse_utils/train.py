@@ -21,6 +21,7 @@ from dlcourse_utils.errors import CourseError
 
 Params = Any
 Loss = Callable[..., jax.Array]
+Batch = tuple[jax.Array, ...]
 
 
 class History(NamedTuple):
@@ -54,13 +55,13 @@ class FitError(CourseError):
 def fit(
     loss: Loss,
     params: Params,
-    data: tuple[jax.Array, ...],
+    data: Batch | Callable[[jax.Array], Batch],
     *,
     key: jax.Array,
     optimizer: optax.GradientTransformation,
     steps: int,
     batch_size: int = 512,
-    held_out: tuple[jax.Array, ...] | None = None,
+    held_out: Batch | None = None,
     reports: int = 20,
     patience: int | None = None,
     label: str = "fit",
@@ -68,9 +69,10 @@ def fit(
     """Minimise ``loss(params, *batch)``, a scalar, by ``steps`` steps of ``optimizer``.
 
     ``data`` is a tuple of arrays with the same leading length; a batch draws ``batch_size`` rows of
-    each, with replacement. ``held_out``, a tuple of the same kind, is evaluated at each of the
-    ``reports`` reports; with ``patience`` training stops after that many reports without a better
-    held-out loss and returns the best parameters.
+    each, with replacement. Where each batch is simulated anew, ``data`` is a function of a key that
+    returns one, and ``batch_size`` is not used. ``held_out``, a tuple of arrays like a batch, is
+    evaluated at each of the ``reports`` reports; with ``patience`` training stops after that many
+    reports without a better held-out loss and returns the best parameters.
 
     Raises `FitError` if the data do not fit together or the loss stops being a finite number; the
     error keeps the last good parameters.
@@ -78,9 +80,10 @@ def fit(
     for name, number in (("steps", steps), ("batch_size", batch_size), ("reports", reports)):
         if not isinstance(number, int) or number < 1:
             raise FitError(f"`{name}` must be a whole number of at least 1; got {number!r}.")
-    data = _checked(data, "data", None)
+    simulate = data if callable(data) else None
+    data = () if simulate else _checked(data, "data", None)
     if held_out is not None:
-        held_out = _checked(held_out, "held_out", len(data))
+        held_out = _checked(held_out, "held_out", None if simulate else len(data))
     elif patience is not None:
         raise FitError("`patience` needs `held_out` data: pass some, or leave patience out.")
     every = -(-steps // reports)
@@ -98,10 +101,13 @@ def fit(
 
     @partial(jax.jit, donate_argnums=(0, 1, 2))
     def train_step(params, opt_state, total, index, data):
-        rows = jax.random.randint(
-            jax.random.fold_in(key, index), (batch_size,), 0, data[0].shape[0]
-        )
-        value, grads = jax.value_and_grad(scalar_loss)(params, *(array[rows] for array in data))
+        batch_key = jax.random.fold_in(key, index)
+        if simulate:
+            batch = simulate(batch_key)
+        else:
+            rows = jax.random.randint(batch_key, (batch_size,), 0, data[0].shape[0])
+            batch = tuple(array[rows] for array in data)
+        value, grads = jax.value_and_grad(scalar_loss)(params, *batch)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, total + value
 
@@ -149,7 +155,7 @@ def _columns(history: list[tuple[int, float, float]]) -> History:
     return History(*(np.array(column) for column in zip(*history, strict=True)))
 
 
-def _checked(data: Any, name: str, count: int | None) -> tuple[jax.Array, ...]:
+def _checked(data: Any, name: str, count: int | None) -> Batch:
     """The data as arrays on the device, if they fit together."""
     if not isinstance(data, tuple) or not data or count not in (None, len(data)):
         wanted = "arrays" if count is None else f"{count} arrays"

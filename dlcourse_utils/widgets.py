@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dlcourse_utils.datasets import two_moons
 from dlcourse_utils.exact import normalise
 from dlcourse_utils.plot import MODEL, OTHER, TRUTH
 
@@ -113,6 +114,53 @@ class PathExplorer(Explorer):
             line.set_data(*part.T)
 
 
+class DiffusionExplorer(Explorer):
+    """The blurred two moons, arrows of a score, and points on their way, at one noise level."""
+
+    def __init__(
+        self, levels: np.ndarray, points: np.ndarray, score: Callable[[jax.Array, float], jax.Array]
+    ):
+        super().__init__()
+        self._levels, self._points = np.asarray(levels), np.asarray(points)
+        first, second = np.linspace(-3.5, 4.5, 97), np.linspace(-2.5, 3.0, 67)
+        plane, coarse = (
+            np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)
+            for axes in ((first, second), (first[4::8], second[1::8]))
+        )
+        # All is computed here, once: a slider then only picks a level.
+        noises = np.hypot(self._levels, two_moons.NOISE)
+        shades = [np.exp(np.asarray(two_moons.log_prob(plane, float(n)))) for n in noises]
+        self._shades = [(p / p.max()).reshape(len(first), -1).T for p in shades]
+        self._arrows = [
+            np.asarray(score(jnp.asarray(coarse), level)) * noise
+            for level, noise in zip(self._levels, noises, strict=True)
+        ]
+        extent = (first[0], first[-1], second[0], second[-1])
+        shade = self.ax.imshow(
+            self._shades[0], extent=extent, cmap="Greys", vmin=0.0, vmax=1.6, animated=True
+        )
+        arrows = self.ax.quiver(
+            *coarse.T,
+            *self._arrows[0].T,
+            color=TRUTH,
+            scale=60.0,
+            width=0.002,
+            animated=True,
+        )
+        (dots,) = self.ax.plot([], [], ".", color=MODEL, ms=4, animated=True)
+        self.moving += [shade, arrows, dots]
+        self.ax.set(xlim=extent[:2], ylim=extent[2:], xlabel="$x_1$", ylabel="$x_2$")
+        self.ax.grid(False)
+        self.label("")
+
+    def move(self, values: np.ndarray) -> None:
+        nearest = int(np.argmin(np.abs(np.log10(self._levels) - values[0])))
+        shade, arrows, dots = self.moving
+        shade.set_data(self._shades[nearest])
+        arrows.set_UVC(*self._arrows[nearest].T)
+        dots.set_data(*self._points[nearest].T)
+
+
 def explore_posterior(
     network: LogPosterior,
     exact: LogPosterior,
@@ -145,6 +193,22 @@ def explore_path(
     """
     ends = (-2.5, 2.5)
     _show(PathExplorer(path, axes, density), start, {"z1": ends, "z2": ends})
+
+
+def explore_diffusion(
+    levels: np.ndarray,
+    points: jax.Array,
+    score: Callable[[jax.Array, float], jax.Array],
+    *,
+    start: float,
+) -> None:
+    """Show a slider for the noise level of the two moons.
+
+    ``points`` (k, n, 2) are where points are at each of the ``levels`` (k,), ``score(x, sigma)``
+    maps points (m, 2) to their score. A page without a kernel shows a still picture.
+    """
+    ends = float(np.log10(np.min(levels))), float(np.log10(np.max(levels)))
+    _show(DiffusionExplorer(levels, points, score), [np.log10(start)], {"log10 sigma": ends})
 
 
 def _show(

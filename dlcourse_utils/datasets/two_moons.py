@@ -117,6 +117,28 @@ def log_prob(x: jax.Array, noise: float = NOISE) -> jax.Array:
     return _log_prob(_as_points(x), noise)
 
 
+@jax.jit
+def _score(x, noise):
+    variance = jnp.broadcast_to(noise**2, (*x.shape[:-1], 1))
+
+    def one(point):
+        terms, offset = _node_terms(point[:2], point[2], _CENTRES)
+        return jnp.sum(jax.nn.softmax(terms)[None, :] * offset, axis=1) / point[2]
+
+    return _in_blocks(one, jnp.concatenate([x, variance], axis=-1))
+
+
+def score(x: jax.Array, noise: float | jax.Array = NOISE) -> jax.Array:
+    """Exact score, the gradient of `log_prob` with respect to x (..., 2); (..., 2).
+
+    ``noise`` is one number, or a column (..., 1) with the noise of each point. Moons blurred by
+    more Gaussian noise sigma are moons again, of noise sqrt(`NOISE`^2 + sigma^2). Raises ValueError
+    as `log_prob` does.
+    """
+    _check_noise(noise, MIN_NOISE)
+    return _score(_as_points(x), jnp.asarray(noise, jnp.float32))
+
+
 def entropy(noise: float = NOISE) -> float:
     """Differential entropy, the mean of -log_prob over its own points, in nats.
 
@@ -192,6 +214,42 @@ def log_prob_given_first(
     _check_noise(noise, MIN_NOISE)
     _check_noise(obs_noise, name="obs_noise")
     return _log_prob_given_first(_as_points(x), jnp.asarray(y, jnp.float32), obs_noise, noise)
+
+
+@jax.jit
+def _score_given_first(x, sigma, y, obs_noise, noise):
+    first = jnp.asarray(_CENTRES[:, 0], dtype=jnp.float32)
+    # Under each node x is Gaussian, and stays so given y: the node gets another weight, the first
+    # coordinate another mean and variance.
+    total = noise**2 + obs_noise**2
+    log_weights = jnp.asarray(_LOG_WEIGHTS, jnp.float32) - 0.5 * (y - first) ** 2 / total
+    mean = first + noise**2 / total * (y - first)
+    centres = jnp.stack([mean, jnp.asarray(_CENTRES[:, 1], dtype=jnp.float32)])
+    own = jnp.stack([noise**2 * obs_noise**2 / total, noise**2])
+    blur = jnp.broadcast_to(sigma**2, (*x.shape[:-1], 1))
+
+    def one(point):
+        variance = own[:, None] + point[2]
+        offset = centres - point[:2, None]
+        terms = log_weights - 0.5 * jnp.sum(offset**2 / variance, axis=0)
+        return jnp.sum(jax.nn.softmax(terms)[None, :] * offset / variance, axis=1)
+
+    return _in_blocks(one, jnp.concatenate([x, blur], axis=-1))
+
+
+def score_given_first(
+    x: jax.Array, sigma: float | jax.Array, y: float, obs_noise: float, noise: float = NOISE
+) -> jax.Array:
+    """Exact score of points with the law of `log_prob_given_first`, blurred by ``sigma``; (..., 2).
+
+    The gradient with respect to x (..., 2) of the log density of x_0 + sigma * eps, where x_0 is a
+    point given one y, its first coordinate seen with ``obs_noise``. ``sigma`` is one number >= 0 or
+    a column (..., 1). Raises ValueError as `log_prob_given_first` does.
+    """
+    _check_noise(noise, MIN_NOISE)
+    _check_noise(obs_noise, name="obs_noise")
+    sigma = jnp.asarray(sigma, jnp.float32)
+    return _score_given_first(_as_points(x), sigma, jnp.float32(y), obs_noise, noise)
 
 
 @jax.jit

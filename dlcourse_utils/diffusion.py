@@ -1,0 +1,134 @@
+"""What carries a sampler of a diffusion model: noise levels, a chain of steps, an ODE solver.
+
+Nothing here knows the score: the samplers themselves are written in the lesson.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlcourse_utils.errors import CourseError
+
+State = Any
+
+
+class SamplerError(CourseError):
+    """A chain left the finite numbers, or an ODE solver did not reach its end."""
+
+
+def noise_levels(n: int, largest: float, smallest: float) -> np.ndarray:
+    """Standard deviations (n,) that fall from ``largest`` to ``smallest`` by a constant factor.
+
+    Raises ValueError unless n is at least 2 and 0 < smallest < largest.
+    """
+    if not 0.0 < smallest < largest < math.inf:
+        raise ValueError(
+            f"Noise levels fall from a largest to a smallest, both positive; got {largest} and "
+            f"{smallest}."
+        )
+    if n < 2:
+        raise ValueError(f"Noise levels need n of at least 2: both ends; got {n}.")
+    return np.geomspace(largest, smallest, n, dtype=np.float32)
+
+
+def run_chain(
+    step: Callable[..., State], key: jax.Array, state: State, inputs: State, *, label: str
+) -> tuple[State, State]:
+    """``state = step(key, state, *input)`` for each of ``inputs``, a tuple of arrays (k, ...).
+
+    ``step`` returns the new state, or a pair of it and something to keep. Returns the last state
+    and what was kept, stacked along a first axis (None where nothing was). Each step gets a key of
+    its own. Raises `SamplerError`, with the step where it happened, when the state leaves the
+    finite numbers.
+    """
+    state, (kept, finite) = _scan(step, key, state, inputs)
+    finite = np.asarray(finite)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        at = ", ".join(f"{np.ravel(array[first])[0]:.3g}" for array in jax.tree.leaves(inputs))
+        raise SamplerError(
+            f"{label}: the chain left the finite numbers at step {first + 1} of {len(finite)} "
+            f"(its inputs there: {at}). Make its steps smaller, or take more noise levels, and "
+            "check the sign of the score."
+        )
+    return state, kept
+
+
+@partial(jax.jit, static_argnums=0)
+def _scan(step, key, state, inputs):
+    def one(state, keyed):
+        key, inputs = keyed
+        state, kept = step(key, state, *inputs)
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]
+        return state, (kept, jnp.stack(finite).all())
+
+    keys = jax.random.split(key, len(jax.tree.leaves(inputs)[0]))
+    return jax.lax.scan(one, state, (keys, inputs))
+
+
+class Path(NamedTuple):
+    """States of an ODE at the noise levels that were asked for, stacked along a first axis, and the
+    number of calls of its velocity."""
+
+    states: State
+    calls: int
+
+
+def solve_ode(
+    velocity: Callable[[jax.Array, State], State],
+    state: State,
+    levels: np.ndarray,
+    *,
+    tolerance: float = 1e-3,
+    max_steps: int = 300,
+) -> Path:
+    """Follow d state / d sigma = velocity(sigma, state) through the noise levels (k,), k >= 2.
+
+    ``levels`` rise or fall from where ``state`` is; the first state of the result is ``state``
+    itself. Runge-Kutta of order 5 (Tsitouras 2011) from diffrax in log sigma; its steps adapt to
+    ``tolerance``, relative and absolute, as a root mean square over the whole state. Raises
+    `SamplerError` where ``max_steps`` do not reach the end, and ValueError for levels <= 0.
+    """
+    levels = np.asarray(levels, dtype=np.float32)
+    if not (levels > 0.0).all() or levels.size < 2:
+        raise ValueError(f"An ODE needs two or more noise levels, all positive; got {levels}.")
+    states, steps, done = _solve(velocity, state, np.log(levels), tolerance, max_steps)
+    if not done:
+        raise SamplerError(
+            f"The ODE solver did not get from sigma = {levels[0]:.3g} to {levels[-1]:.3g} within "
+            f"{max_steps} steps. Look at the velocity: a wrong sign or a NaN makes the steps "
+            "shrink. If it is right, raise `tolerance` or `max_steps`."
+        )
+    return Path(states, 6 * int(steps) + 1)  # the last stage of a step is the first of the next
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _solve(velocity, state, log_levels, tolerance, max_steps):
+    def field(log_sigma, state, _):
+        sigma = jnp.exp(log_sigma)
+        return jax.tree.map(lambda speed: sigma * speed, velocity(sigma, state))
+
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        diffrax.Tsit5(),
+        t0=log_levels[0],
+        t1=log_levels[-1],
+        dt0=None,
+        y0=state,
+        saveat=diffrax.SaveAt(ts=log_levels),
+        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
+        # Nothing is differentiated through the solver.
+        adjoint=diffrax.ForwardMode(),
+        max_steps=max_steps,
+        throw=False,
+    )
+    done = solution.result == diffrax.RESULTS.successful
+    return solution.ys, solution.stats["num_steps"], done
