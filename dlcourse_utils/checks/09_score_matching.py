@@ -1000,11 +1000,12 @@ def _langevin_statistics(function, arguments):
 
 
 def _of_points(score):
-    def at(x):
+    def at(x, *more):
+        if more:
+            raise TypeError("`score` takes the points alone, `score(x)`: no step and no level")
         _must_be_points("score", x, 1.0)
         return score(x, 1.0)
 
-    at.__qualname__ = "score"  # the name in Python's own errors
     return at
 
 
@@ -1163,7 +1164,6 @@ def _reverse_statistics(function, arguments):
             _must_be_points("score", x, sigma)
             return score(x, sigma)
 
-        at.__qualname__ = "score"  # the name in Python's own errors
         return function(key, x, sigma, far if longer else next_sigma, at)
 
     variance = _removed(sigma, next_sigma)
@@ -1494,14 +1494,11 @@ def _likelihood_cases(rng):
         return *arrays, noise * float(rng.uniform(0.9, 1.1)), sigma * float(rng.uniform(0.9, 1.1))
 
     image = rng.permutation(np.r_[np.ones(12), np.zeros(8)]).reshape(4, 5)
-    every = case((5, 2), [1.0, 1.0], 0.6, 0.35)
-    x, y, mask, *widths = case((5, 2), [1.0, 0.0], 0.4, 1.4)
-    # Each point with an observation of its own.
-    own = x[::-1] + jnp.sign(x[::-1]) * 2.0
+    x, y, mask, noise, sigma = case((5, 2), [1.0, 0.0], 0.4, 1.4)
     return {
-        "5 points, one coordinate observed": (x, y, mask, *widths),
-        "5 points, both observed": every,
-        "5 points, each with its own y": (x, own, mask, *widths),
+        "5 points, one coordinate observed": (x, y, mask, noise, sigma),
+        "5 points, both observed": case((5, 2), [1.0, 1.0], 0.6, 0.35),
+        "5 points, level zero": (x, y, mask, noise, 0.0),
         "3 images of 4 x 5 pixels": case((3, 4, 5), image, 0.3, 0.8),
     }
 
@@ -1589,7 +1586,9 @@ _LIKELIHOOD = Spec(
         ),
         Suspect(
             "precisions_added",
-            _scaled(lambda x, mask, noise, sigma: _both(noise, sigma) ** 2 / (noise * sigma) ** 2),
+            _scaled(
+                lambda x, mask, noise, sigma: _both(noise, sigma) ** 2 / jnp.square(noise * sigma)
+            ),
             "The precisions 1/noise² and 1/σ² are added, not the variances.",
             "Precisions add up when two measurements of one thing are combined. Here two errors "
             "follow each other.",
