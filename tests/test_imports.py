@@ -17,8 +17,8 @@ MODULES = sorted(
 # The floor of each room; a module imports from its own floor and those below.
 LAYERS = (
     {"bootstrap", "env", "errors", "files", "paths", "registry"},
-    {"datasets", "diagnostics", "exact", "flows", "lessons", "percent", "plot", "regions", "train"}
-    | {"verdicts"},
+    {"datasets", "diagnostics", "diffusion", "exact", "flows", "lessons", "percent", "plot"}
+    | {"regions", "train", "two_sample", "verdicts"},
     {"checks", "widgets"},
     {"build", "cli", "doctor", "execute", "leaks", "pages", "render", "run"},
 )
@@ -26,7 +26,7 @@ LAYERS = (
 LIGHT = ("bootstrap", "cli", "doctor", "env", "errors", "lessons", "paths", "registry")
 HEAVY = {"IPython", "flax", "jax", "matplotlib", "nbformat", "numpy", "pooch", "requests", "scipy"}
 # Numerical modules that a headless machine uses without drawing.
-HEADLESS = ("diagnostics", "exact", "flows", "train")
+HEADLESS = ("diagnostics", "diffusion", "exact", "flows", "train", "two_sample")
 DRAWING = {"ipywidgets", "matplotlib"}
 
 
