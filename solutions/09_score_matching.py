@@ -324,6 +324,7 @@ denoiser_fit = train_denoiser(Net().apply, start, 4_000)
 denoiser = denoiser_of(Net().apply, denoiser_fit.params)
 
 
+@jax.jit
 def learned_score(x, sigma):
     """The score (n, 2) of the trained denoiser, by Tweedie's formula."""
     return (denoiser(x, sigma) - x) / sigma**2
@@ -335,27 +336,26 @@ def learned_score(x, sigma):
 
 # %% tags=["verdict"]
 LEVELS = np.geomspace(SMALLEST, LARGEST, 10, dtype=np.float32)
-level_noise = jax.random.normal(jax.random.key(6), test[:10_000].shape)
+N = 10_000
+level_noise = jax.random.normal(jax.random.key(6), (N, 2))
+at_levels = [
+    (x := test[:N] + sigma * level_noise, column := jnp.full((N, 1), sigma), exact_score(x, column))
+    for sigma in LEVELS
+]
 
 
-@partial(jax.jit, static_argnums=0)
-def relative_error(score, sigma):
-    """Mean square of score - exact score over that of the exact score, over p_sigma."""
-    x = test[:10_000] + sigma * level_noise
-    exact = exact_score(x, sigma)
-    return jnp.sum((score(x, sigma) - exact) ** 2) / jnp.sum(exact**2)
+def relative_errors(score):
+    """Mean square of score - exact score over that of the exact one, at each of the LEVELS."""
+    return np.array(
+        [np.square(score(x, c) - exact).sum() / np.square(exact).sum() for x, c, exact in at_levels]
+    )
 
 
-@jax.jit
-def loss_and_floor(key):
-    """The loss of the network and that of the exact posterior mean on the same 51,200 points."""
-    batch = draw(key, 25_600)
-    return dsm_loss(denoiser, *batch), dsm_loss(partial(denoise, score=exact_score), *batch)
-
-
-errors = np.array([relative_error(learned_score, sigma) for sigma in LEVELS])
+errors = relative_errors(learned_score)
 verdict("score: relative error, worst of ten noise levels", errors.max(), low=0.0, high=0.005)
-loss, floor = loss_and_floor(jax.random.key(7))
+x, sigma, noise = draw(jax.random.key(7), N // 2)
+loss = dsm_loss(lambda x, sigma: denoise(x, sigma, learned_score), x, sigma, noise)
+floor = dsm_loss(lambda x, sigma: denoise(x, sigma, exact_score), x, sigma, noise)
 verdict("loss above its exact minimum", loss / floor - 1, low=-0.002, high=0.02)
 
 # %% alt="Left: exact and learned arrows of the score on the density for noise 0.2; they coincide. Middle: map of the error for the same noise, small where there are points, larger in the far corners. Right: relative error against noise level, below the band of 0.5 per cent everywhere."
@@ -395,18 +395,15 @@ trial = fit(
 
 
 @jax.jit
-def trial_errors(params, sigma):
-    def one(params):
-        trained = denoiser_of(Net(width=64).apply, params)
-        return relative_error(lambda x, sigma: (trained(x, sigma) - x) / sigma**2, sigma)
-
-    return jax.vmap(one)(params)
+def small_score(params, x, sigma):
+    return (denoiser_of(Net(width=64).apply, params)(x, sigma) - x) / sigma**2
 
 
-weight_errors = np.array([trial_errors(trial.params, sigma) for sigma in LEVELS])
+trial_params = [jax.tree.map(lambda leaf, k=k: leaf[k], trial.params) for k in range(3)]
+weight_errors = [relative_errors(partial(small_score, params)) for params in trial_params]
 
 # %% alt="Relative error of the score against the noise level for three weights: without a weight the error is large for small noise, with the inverse fourth power it is large for large noise, and the inverse square is good for all."
-figures.weights(LEVELS, weight_errors.T)
+figures.weights(LEVELS, weight_errors)
 
 # %% [markdown]
 # Undivided, the loss is dominated by large noise, where errors are large in absolute terms: small noise is neglected. Divided by $\sigma^4$, which is
@@ -459,44 +456,45 @@ langevin_step = check("09.4", langevin_step)
 # the drift does not quite take it away. For a Gaussian of variance $v$ the variance ends at $v/(1 - \tau/2v)$.
 # Here: the spread of points about the arcs, for $\sigma = 0.1$ and four step sizes, over that of true points.
 
+
 # %%
-SIGMA, v = 0.1, 0.1**2 + two_moons.NOISE**2
-sizes = jnp.repeat(jnp.array([0.05, 0.2, 0.5, 1.0]), 1_000)[:, None]
+def langevin(key, x, sigma, step):
+    """A step for diffusion.run_chain, which takes keys and the inputs of each step from its arrays."""
+    return langevin_step(key, x, lambda x: learned_score(x, sigma), step), None
 
 
-def at_one_level(key, x, _):
-    return langevin_step(key, x, lambda x: learned_score(x, SIGMA), sizes * v), None
-
-
-blurred = test[:4_000] + SIGMA * jax.random.normal(jax.random.key(10), (4_000, 2))
+N_STEPS = 100
+sizes = jnp.repeat(jnp.array([0.05, 0.2, 0.5, 1.0]), N // 4)[:, None]
+v = 0.1**2 + two_moons.NOISE**2
+blurred = test[:N] + 0.1 * jax.random.normal(jax.random.key(10), (N, 2))
 moved, _ = diffusion.run_chain(
-    at_one_level, jax.random.key(11), blurred, (jnp.arange(100),), label="Langevin"
+    langevin,
+    jax.random.key(11),
+    blurred,
+    (np.full(N_STEPS, 0.1, np.float32), np.tile(v * sizes, (N_STEPS, 1, 1))),
+    label="Langevin",
 )
-spread = jnp.mean(two_moons.distance(moved).min(axis=-1).reshape(4, -1) ** 2, axis=-1)
-true_spread = jnp.mean(two_moons.distance(blurred).min(axis=-1) ** 2)
-for size, ratio in zip(sizes[::1_000, 0], spread / true_spread, strict=True):
+spread, true_spread = (
+    np.square(two_moons.distance(x).min(axis=-1)).reshape(4, -1).mean(axis=-1)
+    for x in (moved, blurred)
+)
+for size, ratio in zip(sizes[:: N // 4, 0], spread / true_spread.mean(), strict=True):
     print(
         f"step {size:.2f} v: spread {ratio:.2f} of the true one; Gaussian: {1 / (1 - size / 2):.2f}"
     )
 
 # %% [markdown]
-# Second, no step is large enough to cross the gap between the moons, so each keeps the share of points that it got at the start. Let us keep
+# Second, no step is large enough to cross the gap between the moons: each moon keeps the share of points that it got at the start. Keep
 # samples of Langevin alone, started from a standard Gaussian, for comparison.
 
-
 # %%
-def at_smallest(key, x, _):
-    step = 0.2 * (SMALLEST**2 + two_moons.NOISE**2)
-    return langevin_step(key, x, lambda x: learned_score(x, SMALLEST), step), None
-
-
-N_SAMPLES = 10_000
 samples = {}
+small_step = 0.2 * (SMALLEST**2 + two_moons.NOISE**2)
 samples["Langevin alone"], _ = diffusion.run_chain(
-    at_smallest,
+    langevin,
     jax.random.key(12),
-    jax.random.normal(jax.random.key(13), (N_SAMPLES, 2)),
-    (jnp.arange(200),),
+    jax.random.normal(jax.random.key(13), (N, 2)),
+    (np.full(N_STEPS, SMALLEST, np.float32), np.full((N_STEPS, N, 1), small_step, np.float32)),
     label="Langevin",
 )
 
@@ -548,7 +546,7 @@ def anneal(score, key, x, sigmas, label):
 
 # %%
 CHOLESKY = jnp.linalg.cholesky(jnp.cov(train.T) + LARGEST**2 * jnp.eye(2))
-begin = CENTRE + jax.random.normal(jax.random.key(14), (N_SAMPLES, 2)) @ CHOLESKY.T
+begin = CENTRE + jax.random.normal(jax.random.key(14), (N, 2)) @ CHOLESKY.T
 down = np.repeat(diffusion.noise_levels(15, LARGEST, SMALLEST), 3)
 samples["annealed HMC"], acceptance = anneal(
     learned_score, jax.random.key(15), begin, down, "annealed HMC"
@@ -667,7 +665,7 @@ def finish(score, x):
 
 
 samples = {name: finish(learned_score, x) for name, x in samples.items()}
-told = two_sample.accuracies(samples, test[:N_SAMPLES], key=jax.random.key(17))
+told = two_sample.accuracies(samples, test[:N], key=jax.random.key(17))
 for name, x in samples.items():
     to_arcs = two_moons.distance(x)
     share = jnp.mean(to_arcs[:, 0] < to_arcs[:, 1])
@@ -682,7 +680,7 @@ for name, x in samples.items():
 figures.samples(samples)
 
 # %% [markdown]
-# Langevin alone fails on the weights: each point slid to the moon that was nearer at the start. The network costs a call per step: 200 for Langevin,
+# Langevin alone fails on the weights: each point slid to the moon that was nearer at the start. The network costs a call per step: 100 for Langevin,
 # 45 × 9 for HMC, 120 for the SDE with its corrector, and some 50 for the ODE.
 #
 # ### The density of a sample
@@ -745,22 +743,22 @@ energy_start = jax.jit(Net(width=64, n_outputs=1).init)(
     jax.random.key(19), jnp.zeros((1, 2)), jnp.zeros((1, 1))
 )
 energy_fit = train_denoiser(energy_net, energy_start, 500, label="energy")
-denoisers = {
-    "two outputs, trained above": denoiser,
-    "two outputs, small": denoiser_of(
-        Net(width=64).apply, jax.tree.map(lambda leaf: leaf[1], trial.params)
-    ),
-    "energy, small": denoiser_of(energy_net, energy_fit.params),
-}
+
+
+@jax.jit
+def energy_score(x, sigma):
+    return (denoiser_of(energy_net, energy_fit.params)(x, sigma) - x) / sigma**2
 
 
 @partial(jax.jit, static_argnums=0)
-def curl(denoiser, sigma):
+def curl(score, sigma):
     """Root mean square of the curl over p_sigma, relative to that of the Jacobian."""
     x = test[:2_000] + sigma * level_noise[:2_000]
-    jacobian = jax.vmap(jax.jacfwd(lambda x: (denoiser(x[None], sigma)[0] - x) / sigma**2))(x)
-    antisymmetric = jacobian[:, 0, 1] - jacobian[:, 1, 0]
-    return jnp.sqrt(jnp.mean(antisymmetric**2) / jnp.mean(jnp.sum(jacobian**2, axis=(1, 2))))
+    # Each point's score depends on that point only: two derivatives give all Jacobians.
+    rows = [jnp.broadcast_to(row[None], x.shape) for row in jnp.eye(2)]
+    by_first, by_second = (jax.jvp(lambda x: score(x, sigma), (x,), (row,))[1] for row in rows)
+    square = jnp.mean(jnp.sum(by_first**2 + by_second**2, axis=-1))
+    return jnp.sqrt(jnp.mean((by_first[:, 1] - by_second[:, 0]) ** 2) / square)
 
 
 def operations(net, params):
@@ -769,20 +767,14 @@ def operations(net, params):
     return gradient.lower(params, *draw(jax.random.key(20))).cost_analysis()["flops"]
 
 
-for name, trained in denoisers.items():
-    curls = [curl(trained, sigma) for sigma in (0.05, 0.2, 1.0)]
-    print(f"{name:27s} curl at 0.05, 0.2, 1: " + ", ".join(f"{value:.1e}" for value in curls))
+for name, score in {"two outputs": learned_score, "energy": energy_score}.items():
+    curls = [curl(score, sigma) for sigma in (0.05, 0.2, 1.0)]
+    print(f"{name:11s} curl at 0.05, 0.2 and 1: " + ", ".join(f"{value:.1e}" for value in curls))
 price = operations(energy_net, energy_start) / operations(Net(width=64).apply, small)
 print(f"A training step of the energy takes {price:.1f} times the operations.")
-
-
-def energy_score(x, sigma):
-    return (denoisers["energy, small"](x, sigma) - x) / sigma**2
-
-
-energy_errors = np.array([relative_error(energy_score, sigma) for sigma in LEVELS])
-print(f"Relative error of the score, worst level: energy {energy_errors.max():.1%}, ", end="")
-print(f"two outputs {weight_errors[:, 1].max():.1%}, both small and after 500 steps.")
+worst = relative_errors(energy_score).max(), weight_errors[1].max()
+print("Relative error of the score after 500 steps of a small network, worst level:", end=" ")
+print(f"energy {worst[0]:.1%}, two outputs {worst[1]:.1%}.")
 
 # %% [markdown]
 # The trained network has some curl, of the size of its error. That is small enough for the acceptance of HMC; where it is not, the energy helps.
@@ -849,6 +841,7 @@ def convolved(x, sigma):
     return likelihood_score(x, y, observed, Y_NOISE, sigma)
 
 
+@jax.jit
 def dps(x, sigma):
     denoised, back = jax.vjp(lambda x: denoiser(x, sigma), x)
     return back(likelihood_score(denoised, y, observed, Y_NOISE, 0.0))[0]
@@ -870,18 +863,19 @@ keep = jax.random.uniform(jax.random.key(27), (len(test),)) < jnp.exp(
 posterior_points = test[np.flatnonzero(keep)[:2_000]]
 
 
-@partial(jax.jit, static_argnums=0)
-def pull_error(pull, sigma):
+def pull_errors(pull):
     """Root mean square of pull - exact pull over the blurred posterior, in units of 1 / sigma."""
-    x = posterior_points + sigma * level_noise[: len(posterior_points)]
-    return sigma * jnp.sqrt(jnp.mean(jnp.sum((pull(x, sigma) - exact(x, sigma)) ** 2, axis=-1)))
+    errors = []
+    for sigma in LEVELS:
+        x = posterior_points + sigma * level_noise[: len(posterior_points)]
+        errors.append(sigma * np.sqrt(2 * np.square(pull(x, sigma) - exact(x, sigma)).mean()))
+    return errors
 
 
 pulls = {"unchanged": unchanged, "convolved": convolved, "DPS": dps}
-pull_errors = {name: [pull_error(pull, s) for s in LEVELS] for name, pull in pulls.items()}
 
 # %% alt="Error of the pull of the likelihood against the noise level. All errors vanish for small noise. The unchanged likelihood errs most and its error grows with the noise; those of the convolved one and of DPS are largest in between."
-figures.pulls(LEVELS, pull_errors)
+figures.pulls(LEVELS, {name: pull_errors(pull) for name, pull in pulls.items()})
 
 # %% [markdown]
 # With little noise all are right. With much noise the unchanged likelihood pulls far too hard: it forgets that $x_\sigma$ says little about $x$.

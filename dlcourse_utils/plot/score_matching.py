@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -17,34 +16,38 @@ _MOONS = {"xlim": (-1.7, 2.7), "ylim": (-1.3, 1.8), "aspect": "equal"}
 _STYLES = ((OTHER, "-.", "s"), (MODEL, "-", "o"), (IN_LINE, "--", "^"))
 
 
-def _plane(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Axes (n,) and (m,) of the plane of the moons, and its points (n m, 2)."""
-    first, second = np.linspace(-1.7, 2.7, n), np.linspace(-1.3, 1.8, m)
-    points = np.stack(np.meshgrid(first, second, indexing="ij"), axis=-1).reshape(-1, 2)
-    return first, second, points.astype(np.float32)
+# One grid for shades and arrows: each score is compiled for one number of points.
+_FIRST, _SECOND = np.linspace(-1.7, 2.7, 111), np.linspace(-1.3, 1.8, 79)
+_PLANE = np.stack(np.meshgrid(_FIRST, _SECOND, indexing="ij"), axis=-1).astype(np.float32)
+_FEW = np.s_[3::7, 4::7]
 
 
-def _density(ax: plt.Axes, sigma: float, n: int = 111, m: int = 79) -> None:
-    """The blurred moons, as grey shades."""
-    first, second, points = _plane(n, m)
+def _density(ax: plt.Axes, sigma: float) -> np.ndarray:
+    """The blurred moons as grey shades; their density (111, 79) on the grid."""
     noise = float(np.hypot(sigma, two_moons.NOISE))
-    density = np.exp(np.asarray(two_moons.log_prob(points, noise))).reshape(n, m)
-    ax.pcolormesh(first, second, density.T, cmap="Greys", vmax=1.6 * density.max(), rasterized=True)
+    density = np.exp(np.asarray(two_moons.log_prob(_PLANE.reshape(-1, 2), noise)))
+    density = density.reshape(_PLANE.shape[:2])
+    shades = {"cmap": "Greys", "vmax": 1.6 * density.max(), "rasterized": True}
+    ax.pcolormesh(_FIRST, _SECOND, density.T, **shades)
     ax.grid(False)
     ax.set(**_MOONS, xlabel="$x_1$", ylabel="$x_2$")
+    return density
 
 
-def _arrows(ax: plt.Axes, score: Score, sigma: float, longest: float, **style: object) -> None:
-    """Arrows of the score on a coarse grid; the ``longest`` score shown is 0.45 long."""
-    points = _plane(17, 12)[2]
-    arrows = np.asarray(score(jnp.asarray(points), np.float32(sigma))) * 0.45 / longest
+def _on_plane(score: Score, sigma: float) -> np.ndarray:
+    """The score (111, 79, 2) on the grid."""
+    return np.asarray(score(_PLANE.reshape(-1, 2), np.float32(sigma))).reshape(_PLANE.shape)
+
+
+def _arrows(ax: plt.Axes, scores: np.ndarray, longest: float, **style: object) -> None:
+    """A few arrows of scores (111, 79, 2); the ``longest`` is 0.45 long."""
+    points, arrows = (field[_FEW].reshape(-1, 2) for field in (_PLANE, scores * 0.45 / longest))
     ax.quiver(*points.T, *arrows.T, angles="xy", scale_units="xy", scale=1.0, **style)
 
 
-def _longest(score: Score, sigma: float) -> float:
-    """The length of a long score on the grid of the arrows."""
-    arrows = np.asarray(score(jnp.asarray(_plane(17, 12)[2]), np.float32(sigma)))
-    return float(np.quantile(np.linalg.norm(arrows, axis=-1), 0.9))
+def _longest(scores: np.ndarray) -> float:
+    """The length of a long arrow."""
+    return float(np.quantile(np.linalg.norm(scores[_FEW], axis=-1), 0.9))
 
 
 def claim(score: Score, sigmas: Sequence[float]) -> None:
@@ -52,8 +55,8 @@ def claim(score: Score, sigmas: Sequence[float]) -> None:
     _, axes = plt.subplots(1, len(sigmas), figsize=(11, 3.2), sharey=True)
     for ax, sigma in zip(axes, sigmas, strict=True):
         _density(ax, sigma)
-        longest = _longest(score, sigma)
-        _arrows(ax, score, sigma, longest, color=TRUTH, width=0.004)
+        arrows = _on_plane(score, sigma)
+        _arrows(ax, arrows, _longest(arrows), color=TRUTH, width=0.004)
         ax.set_title(f"noise $\\sigma$ = {sigma:g}", fontsize=11)
         ax.label_outer()
 
@@ -91,27 +94,22 @@ def learned(exact: Score, score: Score, levels: np.ndarray, errors: np.ndarray) 
     _, (arrows, error_map, curve) = plt.subplots(
         1, 3, figsize=(12, 3.4), width_ratios=(1.35, 1.5, 1)
     )
-    _density(arrows, sigma)
-    longest = _longest(exact, sigma)
-    for score_shown, name, style in (
-        (exact, "exact", {"color": TRUTH, "width": 0.011, "alpha": 0.6}),
-        (score, "learned", {"color": MODEL, "width": 0.004}),
+    density = _density(arrows, sigma)
+    of_exact, of_network = (_on_plane(function, sigma) for function in (exact, score))
+    for shown, name, style in (
+        (of_exact, "exact", {"color": TRUTH, "width": 0.011, "alpha": 0.6}),
+        (of_network, "learned", {"color": MODEL, "width": 0.004}),
     ):
-        _arrows(arrows, score_shown, sigma, longest, **style)
+        _arrows(arrows, shown, _longest(of_exact), **style)
         arrows.plot([], [], color=style["color"], lw=500 * style["width"], label=name)
     arrows.legend(loc="upper right", fontsize=8)
     arrows.set_title("Score, $\\sigma$ = 0.2", fontsize=11)
-    first, second, points = _plane(111, 79)
-    difference = np.asarray(score(jnp.asarray(points), np.float32(sigma)))
-    difference = difference - np.asarray(exact(jnp.asarray(points), np.float32(sigma)))
-    size = sigma * np.linalg.norm(difference, axis=-1).reshape(111, 79)
+    size = sigma * np.linalg.norm(of_network - of_exact, axis=-1)
     image = error_map.pcolormesh(
-        first, second, np.log10(size.T), cmap="cividis", vmin=-3, vmax=0, rasterized=True
+        _FIRST, _SECOND, np.log10(size.T), cmap="cividis", vmin=-3, vmax=0, rasterized=True
     )
     plt.colorbar(image, ax=error_map, label="log$_{10}$ ($\\sigma$ |error|)")
-    noise = float(np.hypot(sigma, two_moons.NOISE))
-    density = np.exp(np.asarray(two_moons.log_prob(points, noise))).reshape(111, 79)
-    error_map.contour(first, second, density.T, [0.01 * density.max()], colors="white")
+    error_map.contour(_FIRST, _SECOND, density.T, [0.01 * density.max()], colors="white")
     error_map.grid(False)
     error_map.set(**_MOONS, xlabel="$x_1$", title="Error, $\\sigma$ = 0.2")
     error_map.title.set_fontsize(11)
