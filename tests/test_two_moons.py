@@ -193,6 +193,78 @@ def test_fifty_thousand_points_in_a_moment():
     assert time.process_time() - start < 2  # of processor time, 0.1 when nothing else runs
 
 
+# --- the score -------------------------------------------------------------------------------
+
+# Another fine rule in double precision: trapezoid with 4,001 angles.
+FINE_ANGLES = np.linspace(0.0, np.pi, 4_001)
+FINE_OUTER = np.stack([np.cos(FINE_ANGLES), np.sin(FINE_ANGLES)], axis=1)
+FINE_ARCS = np.concatenate([FINE_OUTER, np.array([1.0, 0.5]) - FINE_OUTER])
+FINE_WEIGHTS = np.full(8_002, 1 / 8_000)
+FINE_WEIGHTS[[0, 4_000, 4_001, 8_001]] /= 2
+
+
+def reference_score(x, noise):
+    """Mean offset of each point (n, 2) from the nodes behind it, over the variance."""
+    offset = FINE_ARCS - np.asarray(x, dtype=float)[:, None]
+    log_weights = -0.5 * np.sum(offset**2, axis=-1) / noise**2
+    weights = FINE_WEIGHTS * np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.einsum("nk,nkd->nd", weights, offset) / noise**2
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.05, 0.3, 2.0])
+def test_score_against_quadrature_and_automatic_differentiation(noise):
+    near = two_moons.simulate(KEY, 60, 1.5 * noise)
+    far = jnp.array([[5.0, -4.0], [-6.0, 0.3], [0.5, 0.25], [0.0, 0.0], [1.0, 0.5], [-1.0, 0.0]])
+    x = jnp.concatenate([near, far])
+    found = two_moons.score(x, noise)
+    assert found.shape == x.shape and found.dtype == jnp.float32
+    expected = reference_score(x, noise), SLOPES(x, noise)
+    for other in expected:
+        # Offsets from nodes of size 1 have a rounding of 1e-7, and so have their weights.
+        np.testing.assert_allclose(found[:60], other[:60], rtol=1e-5, atol=3e-6 / noise**2)
+        # 100 noises away the nodes are not dense enough for more than 1e-3, as for log_prob.
+        np.testing.assert_allclose(found[60:], other[60:], rtol=1e-3, atol=3e-6 / noise**2)
+
+
+def test_score_against_differences():
+    x = np.asarray(two_moons.simulate(KEY, 20, 0.2), dtype=float)
+    found = two_moons.score(x, 0.2)
+    for axis in (0, 1):
+        step = 1e-4 * np.eye(2)[axis]
+        up, down = (reference_log_prob(x + s * step, 0.2) for s in (1, -1))
+        # The third derivative times step^2 / 6: 1e3 * 2e-9; the values are good to 1e-12.
+        np.testing.assert_allclose(found[:, axis], (up - down) / 2e-4, rtol=1e-5, atol=5e-5)
+
+
+def test_score_takes_a_column_of_noise():
+    x = two_moons.simulate(KEY, 1_030, 0.5)  # a block and six points
+    column = jnp.linspace(0.04, 2.0, 1_030)[:, None]
+    found = two_moons.score(x, column)
+    for i in (0, 500, 1_023, 1_024, 1_029):
+        alone = two_moons.score(x[i], float(column[i, 0]))
+        np.testing.assert_allclose(found[i], alone, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(jax.jit(two_moons.score)(x, column), found)
+    shaped = two_moons.score(x.reshape(2, 515, 2), column.reshape(2, 515, 1))
+    np.testing.assert_allclose(shaped.reshape(-1, 2), found, rtol=1e-5, atol=1e-4)
+    assert two_moons.score(x[:0], 0.1).shape == (0, 2)
+    np.testing.assert_allclose(
+        two_moons.score(x[:9]), two_moons.score(x[:9], two_moons.NOISE), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.4])
+def test_mean_score_is_zero_and_its_square_is_the_curvature(noise):
+    """E s = 0, and E s s^T = -E of the Jacobian: integration by parts."""
+    x = two_moons.simulate(KEY, 20_000, noise)
+    s = np.asarray(two_moons.score(x, noise), dtype=float)
+    error = s.std(axis=0) / 20_000**0.5
+    assert np.all(np.abs(s.mean(axis=0)) < 4 * error)
+    jacobian = jax.jit(jax.vmap(jax.jacfwd(two_moons.score), in_axes=(0, None)))(x, noise)
+    total = s[:, :, None] * s[:, None, :] + np.asarray(jacobian, dtype=float)
+    assert np.all(np.abs(total.mean(axis=0)) < 4 * total.std(axis=0) / 20_000**0.5)
+
+
 # --- the entropy -----------------------------------------------------------------------------
 
 
@@ -237,6 +309,68 @@ def test_log_prob_given_first_broadcasts_its_observation():
     for row in range(3):
         alone = two_moons.log_prob_given_first(x[row], y[row, 0], 0.1, 0.04)
         np.testing.assert_allclose(found[row], alone, rtol=1e-5, atol=1e-5)
+
+
+def reference_score_given_first(x, sigma, y, obs_noise, noise, step=1e-4):
+    """Central differences of the log of the posterior, convolved on a grid, at points (n, 2)."""
+    # What is summed is smooth on this scale, and the sum errs by 2 exp(-2 pi^2 / 0.8^2) = 8e-14.
+    width = 0.8 * (noise**-2 + obs_noise**-2 + sigma**-2) ** -0.5
+    clean = np.asarray(grid((-1 - 6 * noise, -0.5 - 6 * noise), (2.5, 1.5), width), dtype=float)
+    clean = clean[spatial.cKDTree(FINE_ARCS).query(clean)[0] < 6 * noise]
+    log_p = reference_log_prob(clean, noise) - 0.5 * ((y - clean[:, 0]) / obs_noise) ** 2
+    moves = step * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    square = np.sum((np.asarray(x, float)[:, None, None] + moves[:, None] - clean) ** 2, axis=-1)
+    up_and_down = special.logsumexp(log_p - 0.5 * square / sigma**2, axis=-1).reshape(-1, 2, 2)
+    return (up_and_down[..., 0] - up_and_down[..., 1]) / (2 * step)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "y", "obs_noise", "noise"),
+    [(0.2, 0.5, 0.3, 0.05), (2.0, -0.3, 0.3, 0.05), (0.1, 1.2, 0.1, 0.08)],
+)
+def test_score_given_first_against_a_convolution(sigma, y, obs_noise, noise):
+    x = two_moons.simulate(KEY, 12, 0.1) + sigma * jax.random.normal(KEY, (12, 2))
+    found = two_moons.score_given_first(x, sigma, y, obs_noise, noise)
+    assert found.shape == (12, 2) and found.dtype == jnp.float32
+    expected = reference_score_given_first(x, sigma, y, obs_noise, noise)
+    # Single precision: offsets of size 1, over variances of 0.01 and more.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("y", "obs_noise"), [(0.5, 0.3), (-0.9, 0.05), (3.0, 1.0)])
+def test_score_given_first_without_blur_is_a_slope(y, obs_noise):
+    x = two_moons.simulate(KEY, 100)
+    slope = jax.jit(jax.vmap(jax.grad(lambda x: two_moons.log_prob_given_first(x, y, obs_noise))))
+    found = two_moons.score_given_first(x, 0.0, y, obs_noise)
+    # Single precision: 1e-7 of y and the nodes over the smallest variance, 1 / 1250.
+    np.testing.assert_allclose(found, slope(x), rtol=1e-4, atol=4e-3)
+    # Bayes: prior's score and likelihood's add up.
+    pull = (y - x[:, 0]) / obs_noise**2
+    expected = two_moons.score(x) + jnp.stack([pull, jnp.zeros(100)], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=4e-3)
+
+
+def test_score_given_first_with_a_useless_observation_is_the_score():
+    x = two_moons.simulate(KEY, 200, 0.4)
+    found = two_moons.score_given_first(x, 0.3, 0.5, 1e4)
+    np.testing.assert_allclose(found, two_moons.score(x, np.hypot(0.3, 0.05)), atol=1e-4)
+
+
+def test_score_given_first_takes_a_column():
+    x = two_moons.simulate(KEY, 7, 0.5)
+    column = jnp.linspace(0.0, 2.0, 7)[:, None]
+    found = two_moons.score_given_first(x, column, 0.5, 0.3)
+    for i in range(7):
+        alone = two_moons.score_given_first(x[i], float(column[i, 0]), 0.5, 0.3)
+        np.testing.assert_allclose(found[i], alone, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.3, 1.0])
+def test_posterior_mean_is_one_step_along_the_score(sigma):
+    """Tweedie's formula: the mean behind a point is sigma^2 times the score away."""
+    x = two_moons.simulate(KEY, 200) + sigma * jax.random.normal(KEY, (200, 2))
+    step = sigma**2 * two_moons.score(x, (0.05**2 + sigma**2) ** 0.5)
+    np.testing.assert_allclose(two_moons.posterior_mean(x, sigma), x + step, atol=2e-5)
 
 
 @pytest.mark.parametrize("obs_noise", [0.03, 0.3, 1.0])
@@ -304,8 +438,11 @@ X = jnp.zeros((3, 2))
     [
         lambda noise: two_moons.simulate(KEY, 3, noise),
         lambda noise: two_moons.log_prob(X, noise),
+        lambda noise: two_moons.score(X, noise),
         two_moons.entropy,
         lambda noise: two_moons.log_prob_given_first(X, 0.0, 0.1, noise),
+        lambda noise: two_moons.score_given_first(X, 0.1, 0.0, 0.1, noise),
+        lambda noise: two_moons.score_given_first(X, 0.1, 0.0, noise),
         lambda noise: two_moons.posterior_mean(X, 0.1, noise),
         lambda noise: two_moons.posterior_mode(X, 0.1, noise),
         lambda noise: two_moons.log_prob_given_first(X, 0.0, noise),
@@ -322,6 +459,8 @@ def test_a_noise_that_is_not_positive_is_refused(call, noise):
 def test_a_noise_too_small_for_the_nodes_is_refused():
     with pytest.raises(ValueError, match=r"noise must be at least 0\.03, got 0\.01"):
         two_moons.log_prob(X, 0.01)
+    with pytest.raises(ValueError, match=r"noise must be at least 0\.03, got 0\.01"):
+        two_moons.score(X, 0.01)
     assert two_moons.MIN_NOISE < two_moons.NOISE
     assert bool(jnp.all(jnp.isfinite(two_moons.simulate(KEY, 3, 0.01))))
 
@@ -331,8 +470,10 @@ def test_a_noise_too_small_for_the_nodes_is_refused():
     "call",
     [
         two_moons.log_prob,
+        two_moons.score,
         two_moons.distance,
         lambda x: two_moons.log_prob_given_first(x, 0.0, 0.1),
+        lambda x: two_moons.score_given_first(x, 0.1, 0.0, 0.1),
         lambda x: two_moons.posterior_mean(x, 0.1),
         lambda x: two_moons.posterior_mode(x, 0.1),
     ],
