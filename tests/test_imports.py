@@ -17,8 +17,8 @@ MODULES = sorted(
 # The floor of each room; a module imports from its own floor and those below.
 LAYERS = (
     {"bootstrap", "env", "errors", "files", "paths", "registry"},
-    {"datasets", "diagnostics", "diffusion", "exact", "flows", "lessons", "percent", "plot"}
-    | {"regions", "train", "two_sample", "verdicts"},
+    {"datasets", "diagnostics", "diffusion", "exact", "field_denoiser", "flows", "lessons"}
+    | {"percent", "plot", "regions", "train", "two_sample", "verdicts"},
     {"checks", "widgets"},
     {"build", "cli", "doctor", "execute", "leaks", "pages", "render", "run"},
 )

@@ -1,0 +1,175 @@
+"""A network that takes Gaussian noise from log-normal fields, and its shipped weights.
+
+The fields are those of `datasets.random_fields`, 32 x 32. For a Gaussian field the best denoiser is
+the Wiener filter W, which multiplies each mode with P / (P + sigma^2). Where a log-normal field is
+dense it also varies more, by the factor 1 + delta: there noise of sigma asks for the filter of
+less noise, elsewhere for that of more. So the network writes the denoised field as W x plus a
+correction, which blends Wiener filters of other noise levels pixel by pixel. No filter is blended
+with a weight outside of 0 to 1, so a peak higher than all seen in training is not blown up.
+
+``scripts/train_field_denoiser.py`` makes the weights, by denoising score matching.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dlcourse_utils import registry
+from dlcourse_utils.datasets import random_fields
+from dlcourse_utils.errors import CourseError
+
+SIZE = 32  # pixels of a side
+SIGMAS = (0.03, 6.0)  # the noise levels that the weights are trained for
+VERSION = 1  # of the file
+
+Params = dict[str, Any]
+
+# Noise levels of the filters that are blended, in units of sigma, and where W itself stands.
+_LEVELS = np.array([0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+_OWN = 3
+# Before training a filter of less noise than sigma counts little, one of more counts fully.
+_START = np.array([-3.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 3.0])
+_RINGS = 8
+
+
+class FieldDenoiserError(CourseError):
+    """A file of weights cannot be used."""
+
+
+def _prior(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Power of the log-normal field (n, n), and smooth bumps that cover |k| (rings, n, n/2 + 1)."""
+    with jax.ensure_compile_time_eval():
+        power = np.asarray(random_fields.log_normal_power(random_fields.power(n)))
+    k = 2.0 * np.pi * np.fft.fftfreq(n)
+    log_k = np.log(np.maximum(np.hypot(k[:, None], k[None, : n // 2 + 1]), 0.05))
+    centres = np.linspace(np.log(0.05), np.log(4.0), _RINGS)
+    width = centres[1] - centres[0]
+    bumps = np.exp(-0.5 * ((log_k[None] - centres[:, None, None]) / width) ** 2)
+    return power, (bumps / bumps.sum(axis=0)).astype(np.float32)
+
+
+class FieldDenoiser(nn.Module):
+    """D(x, sigma), the mean of the field behind x = field + sigma * noise.
+
+    ``apply(params, x, sigma)`` takes x (b, n, n) and one sigma or (b,) of them, and gives
+    (b, n, n). Filters act in Fourier space, all else on each pixel alone: convolutions of the same
+    reach would take ten times as long on a CPU. The score is (D(x, sigma) - x) / sigma^2.
+    """
+
+    width: int = 24
+    filtered: int = 8
+
+    @nn.compact
+    def __call__(self, x: jax.Array, sigma: float | jax.Array) -> jax.Array:
+        n = x.shape[-1]
+        power, bumps = _prior(n)
+        half = power[None, None, :, : n // 2 + 1]
+        sigma = jnp.asarray(sigma, jnp.float32).reshape(-1)  # (b,), or (1,) for all of them
+
+        def transform(fields, transfer):
+            return jnp.fft.irfft2(jnp.fft.rfft2(fields) * transfer, s=(n, n))
+
+        # Channels come first: (channels, b, n, n).
+        noise = jnp.asarray(_LEVELS, jnp.float32)[:, None, None, None] * sigma[None, :, None, None]
+        smoothed = transform(x[None], half / (half + noise**2))
+        ladder = jnp.concatenate([x[None], smoothed])
+        bands = ladder[:-1] - ladder[1:]
+
+        # Typical error of W x, (b, 1, 1): the scale of what there is to correct.
+        variance = sigma[:, None, None] ** 2
+        scale = jnp.sqrt(jnp.mean(power[None] * variance / (power[None] + variance), (1, 2)))
+        scale = scale[:, None, None]
+        contrast = (1.0 + ladder) / scale[None]
+        h = jnp.sign(contrast) * jnp.log1p(jnp.abs(contrast)) - jnp.log1p(1.0 / scale)[None]
+
+        log_sigma = jnp.log(sigma)[:, None]
+        level = jnp.concatenate(
+            [log_sigma, log_sigma**2 / 4.0, 1.0 / (1.0 + sigma[:, None] ** 2)], 1
+        )
+        level = nn.silu(nn.Dense(32, name="level_0")(level))
+        level = nn.silu(nn.Dense(32, name="level_1")(level))
+
+        def mix(name, h, outputs, size=1.0):
+            start = nn.initializers.variance_scaling(size, "fan_out", "normal")
+            weights = self.param(name, start, (outputs, len(h)))
+            return (weights @ h.reshape(len(h), -1)).reshape(outputs, *h.shape[1:])
+
+        def dense(name, h):
+            """A layer for each pixel, with scale and shift by the noise level."""
+            factors = nn.Dense(2 * self.width, name=f"{name}_level")(level).T[:, :, None, None]
+            return nn.silu(
+                mix(name, h, self.width) * (1.0 + factors[: self.width]) + factors[self.width :]
+            )
+
+        h = dense("first", h)
+        size = (self.filtered, _RINGS)
+        rings = self.param("rings", nn.initializers.normal(1.0), size)
+        start = nn.initializers.normal(0.05)
+        change = nn.Dense(self.filtered * _RINGS, kernel_init=start, name="rings_level")(level)
+        rings = rings[None] + change.reshape(-1, *size)
+        around = transform(
+            mix("narrow", h, self.filtered), jnp.einsum("bcr,rxy->cbxy", rings, bumps)
+        )
+        h = dense("second", jnp.concatenate([h, around]))
+
+        *gates, shift = mix("last", h, len(_LEVELS) + 1, 1e-4)
+        offset = self.param("gates", lambda _: jnp.asarray(_START, jnp.float32))
+        weights = nn.sigmoid(jnp.stack(gates) + offset[:, None, None, None])
+        of_wiener = jnp.asarray(np.arange(len(_LEVELS)) > _OWN, jnp.float32)[:, None, None, None]
+        correction = jnp.sum((weights - of_wiener) * bands, axis=0) + scale * shift
+        return smoothed[_OWN] + correction
+
+
+def _expected() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights."""
+    x = jax.ShapeDtypeStruct((1, SIZE, SIZE), jnp.float32)
+    tree = jax.eval_shape(FieldDenoiser().init, jax.random.key(0), x, 1.0)
+    return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def save(path: Path, params: Params, provenance: str) -> None:
+    """Write weights as .npz in single precision, with the version and where they come from."""
+    arrays = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+    np.savez(path, version=np.array(VERSION), provenance=np.array(provenance), **arrays)
+
+
+def load(path: Path | None = None) -> Params:
+    """The weights of `FieldDenoiser`, the shipped ones unless a ``path`` is given.
+
+    Raises `FieldDenoiserError` if the file cannot be read, is of another version or does not hold
+    finite weights of the right shapes; `registry.RegistryError` if the shipped file is damaged.
+    """
+    path = registry.path("field_denoiser.npz") if path is None else Path(path)
+
+    def unusable(why: str) -> FieldDenoiserError:
+        return FieldDenoiserError(
+            f"{path} cannot be used ({why}): install the course again, or make the file with "
+            "scripts/train_field_denoiser.py."
+        )
+
+    try:
+        # Opened here, because numpy leaves a file open that it cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
+        raise unusable("it is not a complete .npz file of numbers") from None
+    version = arrays.pop("version", None)
+    if version is None or version.shape != () or version != VERSION:
+        raise unusable(f"its version is {version}, and this course reads {VERSION}")
+    arrays.pop("provenance", None)
+    if {name: array.shape for name, array in arrays.items()} != _expected():
+        raise unusable("its arrays are not those of this network")
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise unusable("it holds values that are not finite")
+    return unflatten_dict(
+        {name: jnp.asarray(a, jnp.float32) for name, a in arrays.items()}, sep="/"
+    )

@@ -1,0 +1,209 @@
+"""The denoiser of log-normal fields: its symmetries, what its weights reach, and bad files."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlcourse_utils import field_denoiser, registry
+from dlcourse_utils.datasets import random_fields
+from dlcourse_utils.field_denoiser import SIZE, FieldDenoiser, FieldDenoiserError
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train_field_denoiser.py"
+KEY = jax.random.key(50)
+DENOISE = jax.jit(FieldDenoiser().apply)
+COUNT = 256
+
+
+@pytest.fixture(scope="module")
+def params():
+    return field_denoiser.load()
+
+
+@pytest.fixture(scope="module")
+def fields():
+    power = random_fields.power(SIZE)
+    return random_fields.log_normal(random_fields.simulate(KEY, COUNT, power))
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_field_denoiser", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def noisy(fields, sigma):
+    return fields + sigma * jax.random.normal(jax.random.key(51), fields.shape)
+
+
+def gaussian(x, sigma):
+    """The Wiener filter with the power of the log-normal field."""
+    power = random_fields.log_normal_power(random_fields.power(SIZE))
+    return x + sigma**2 * random_fields.score(x, sigma, power)
+
+
+# --- the weights -----------------------------------------------------------------------------
+
+
+# Loss over that of the Wiener filter, as measured when the weights were made, and 2 % more.
+@pytest.mark.parametrize(("sigma", "ratio"), [(0.05, 0.85), (0.2, 0.61), (0.8, 0.56), (3.0, 0.67)])
+def test_error_is_far_below_that_of_the_wiener_filter(params, fields, sigma, ratio):
+    x = noisy(fields, sigma)
+    own, wiener = (
+        np.mean(np.square(d - fields), axis=(1, 2))
+        for d in (DENOISE(params, x, sigma), gaussian(x, sigma))
+    )
+    assert own.mean() < ratio * wiener.mean()
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 1.5])
+def test_errors_do_not_go_with_the_answer(params, fields, sigma):
+    """What is left of the field is uncorrelated with every function of the input.
+
+    That marks the posterior mean. Tried: a constant, the answer D, and D for dense pixels only.
+    """
+    x = noisy(fields, sigma)
+    found = np.asarray(DENOISE(params, x, sigma), dtype=float)
+    rest = np.asarray(fields, dtype=float) - found
+    for tried in (np.ones_like(found), found, found * (found > 1.0)):
+        slope = np.mean(rest * tried, axis=(1, 2)) / np.mean(tried**2)
+        error = slope.std() / COUNT**0.5
+        # 1 % is what training may leave, beside the error of this measurement.
+        assert abs(slope.mean()) < 0.01 * max(1.0, sigma) + 3.5 * error
+        assert error < 0.02
+
+
+def test_little_noise_leaves_little_to_do(params, fields):
+    found = DENOISE(params, fields, field_denoiser.SIGMAS[0])
+    assert float(jnp.sqrt(jnp.mean((found - fields) ** 2))) < 0.015
+
+
+# --- the network -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        lambda x: jnp.roll(x, (5, 11), axis=(1, 2)),
+        lambda x: x[:, ::-1],
+        lambda x: jnp.swapaxes(x, 1, 2),
+    ],
+)
+def test_moves_and_turns_with_the_field(params, fields, turn):
+    x = noisy(fields[:4], 0.4)
+    found, turned = DENOISE(params, x, 0.4), DENOISE(params, turn(x), 0.4)
+    np.testing.assert_allclose(turned, turn(found), atol=1e-4)
+
+
+def test_fields_of_a_batch_do_not_meet(params, fields):
+    sigma = jnp.array([0.05, 0.4, 2.0])
+    x = noisy(fields[:3], 0.4)
+    together = DENOISE(params, x, sigma)
+    for row in range(3):
+        alone = DENOISE(params, x[row : row + 1], float(sigma[row]))
+        np.testing.assert_allclose(together[row : row + 1], alone, atol=1e-4)
+
+
+def test_a_peak_beyond_all_training_is_not_blown_up(params):
+    x = jnp.zeros((1, SIZE, SIZE)).at[0, 10:13, 10:13].set(300.0)
+    found = np.asarray(DENOISE(params, x, 0.3))
+    assert found.max() < 301.5 and found.min() > -3.0
+
+
+# --- the script ------------------------------------------------------------------------------
+
+
+def test_untrained_network_is_near_the_wiener_filter(fields):
+    x = noisy(fields, 0.5)
+    params = jax.jit(FieldDenoiser().init)(KEY, x[:1], 0.5)
+    own, wiener = (jnp.mean((d - fields) ** 2) for d in (DENOISE(params, x, 0.5), gaussian(x, 0.5)))
+    assert own < 1.3 * wiener
+
+
+def test_script_trains(script):
+    network, wiener = script.compare(script.train(60, 4), 0.5, 64)
+    assert network < 0.85 * wiener
+
+
+def test_weights_of_the_loss_depend_on_the_input_only(script, fields):
+    """And are those of the precision: nearly 1 / sigma^2 where the noise is small."""
+    x, sigma = noisy(fields[:2], 0.01), jnp.full(2, 0.01)
+    dense = np.asarray(fields[:2]) > 0.0
+    np.testing.assert_allclose(np.asarray(script.weight(x, sigma))[dense], 1e4, rtol=1e-3)
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+def test_file_says_what_it_is():
+    with np.load(registry.path("field_denoiser.npz"), allow_pickle=False) as stored:
+        assert stored["version"] == field_denoiser.VERSION
+        text = str(stored["provenance"])
+    assert "scripts/train_field_denoiser.py" in text and "seed" in text
+
+
+def test_saved_weights_come_back(params, tmp_path):
+    path = tmp_path / "mine.npz"
+    field_denoiser.save(path, params, "a test")
+    jax.tree.map(np.testing.assert_array_equal, field_denoiser.load(path), params)
+
+
+def stored(params, **changes):
+    """The arrays of a file, some of them replaced, None for left out."""
+    arrays = {"version": np.array(field_denoiser.VERSION), "provenance": np.array("a test")}
+    for name, leaf in params["params"].items():
+        for part, array in (leaf if isinstance(leaf, dict) else {"": leaf}).items():
+            arrays["/".join(filter(None, ["params", name, part]))] = np.asarray(array)
+    arrays |= changes
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"version": np.array(2)}, "its version is 2, and this course reads 1"),
+        ({"version": None}, "its version is None"),
+        ({"params/rings": None}, "its arrays are not those of this network"),
+        ({"params/rings": np.zeros((8, 7))}, "its arrays are not those of this network"),
+        ({"params/rings": np.full((8, 8), np.nan)}, "it holds values that are not finite"),
+        ({"provenance": np.array([{}], dtype=object)}, "it is not a complete .npz file"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_sentence(params, tmp_path, changes, why):
+    path = tmp_path / "wrong.npz"
+    np.savez(path, **stored(params))
+    field_denoiser.load(path)  # the file is right but for the change
+    np.savez(path, **stored(params, **changes))
+    with pytest.raises(FieldDenoiserError) as error:
+        field_denoiser.load(path)
+    text = str(error.value)
+    assert text.startswith(f"{path} cannot be used ({why}")
+    assert text.endswith("or make the file with scripts/train_field_denoiser.py.")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty", "absent", "npy"])
+def test_a_damaged_file_is_refused_in_one_sentence(tmp_path, damage):
+    content = registry.path("field_denoiser.npz").read_bytes()
+    middle = len(content) // 2
+    path = tmp_path / "damaged.npz"
+    if damage == "npy":
+        with path.open("wb") as out:
+            np.save(out, np.zeros(3))
+    elif damage != "absent":
+        path.write_bytes(
+            {
+                "cut": content[:middle],
+                "flipped": content[:middle]
+                + bytes([content[middle] ^ 255])
+                + content[middle + 1 :],
+                "text": b"not found",
+                "empty": b"",
+            }[damage]
+        )
+    with pytest.raises(FieldDenoiserError, match=r"it is not a complete \.npz file"):
+        field_denoiser.load(path)
