@@ -193,3 +193,107 @@ def test_a_held_out_loss_that_is_nan_is_said(data, start):
 def test_numpy_data_do(data, start):
     arrays = tuple(np.asarray(array) for array in data)
     fit(loss, start, arrays, key=KEY, optimizer=optax.sgd(0.1), steps=2)
+
+
+# --- batches that are simulated --------------------------------------------------------------
+
+
+def simulate(key):
+    """256 rows of the line in the fixture `data`."""
+    x_key, noise_key = jax.random.split(key)
+    x = jax.random.normal(x_key, (256, 3))
+    noise = 0.1 * jax.random.normal(noise_key, (256,))
+    return x, x @ jnp.array([1.0, -2.0, 0.5]) + 3.0 + noise
+
+
+def test_fit_learns_from_a_function_of_a_key(start, data, capsys):
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 600))
+    result = fit(
+        loss, start, simulate, key=KEY, optimizer=optimizer, steps=600, held_out=data, label="line"
+    )
+    # Noise of the last steps: 0.1 / sqrt(256) a step, averaged by the falling learning rate.
+    np.testing.assert_allclose(result.params["w"], [1.0, -2.0, 0.5], atol=5e-3)
+    assert float(result.params["b"]) == pytest.approx(3.0, abs=5e-3)
+    # The loss of the truth is 0.01: of 4,000 squares, with the error sqrt(2 / 4000) of it.
+    assert result.history.held_out[-1] == pytest.approx(0.01, rel=0.1)
+    assert "held-out 0.01" in capsys.readouterr().out
+
+
+def test_each_step_has_a_batch_of_its_own():
+    """The gradient is the batch: steps of size 1 add the batches up."""
+    seen = []
+
+    def dot(w, x):
+        jax.debug.callback(lambda x: seen.append(np.array(x)), x)
+        return jnp.sum(w * x)
+
+    def run(key):
+        seen.clear()
+        result = fit(
+            dot,
+            jnp.zeros(3),
+            lambda key: (jax.random.normal(key, (3,)),),
+            key=key,
+            optimizer=optax.sgd(1.0),
+            steps=25,
+            batch_size=7,  # not used
+        )
+        jax.effects_barrier()
+        return np.asarray(result.params), np.array(seen)
+
+    params, batches = run(KEY)
+    assert batches.shape == (25, 3) and len(np.unique(batches)) == 75
+    np.testing.assert_allclose(params, -batches.sum(axis=0), rtol=1e-5, atol=1e-5)
+    same, _ = run(KEY)
+    other, _ = run(jax.random.key(9))
+    np.testing.assert_array_equal(params, same)
+    assert np.all(params != other)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "sentence"),
+    [
+        ((jnp.ones((3, 3)), jnp.ones(4)), "arrays of `held_out` need one common, non-zero length"),
+        ((jnp.ones((2, 3)), jnp.array([1.0, jnp.nan])), "`held_out` holds NaN"),
+        ([jnp.ones((2, 3)), jnp.ones(2)], "`held_out` must be a tuple of arrays"),
+        ((), "`held_out` must be a tuple of arrays"),
+    ],
+)
+def test_bad_held_out_data_beside_a_function_are_refused(start, held_out, sentence):
+    common = {"key": KEY, "optimizer": optax.sgd(0.1), "steps": 1}
+    with pytest.raises(FitError, match=sentence):
+        fit(loss, start, simulate, held_out=held_out, **common)
+    with pytest.raises(FitError, match="needs `held_out`"):
+        fit(loss, start, simulate, patience=2, **common)
+
+
+def test_early_stopping_beside_a_function(start):
+    """The held-out line is another one: its loss rises soon."""
+    x = jax.random.normal(jax.random.key(4), (100, 3))
+    result = fit(
+        loss,
+        start,
+        simulate,
+        key=KEY,
+        optimizer=optax.adam(0.05),
+        steps=1000,
+        held_out=(x, x @ jnp.array([0.3, -0.3, 0.3])),
+        reports=100,
+        patience=3,
+    )
+    assert result.history.step[-1] < 1000
+    assert result.history.held_out.argmin() == len(result.history.step) - 4
+
+
+def test_what_goes_wrong_with_a_function_is_said(start):
+    common = {"key": KEY, "steps": 100, "label": "line"}
+    with pytest.raises(FitError, match=r"The loss of line is (nan|inf).*smaller learning rate"):
+        fit(loss, start, simulate, optimizer=optax.sgd(1e6), **common)
+    with pytest.raises(FitError, match=r"must return one number; it has shape \(256,\)"):
+        fit(
+            lambda p, x, y: (line(p, x) - y) ** 2,
+            start,
+            simulate,
+            optimizer=optax.sgd(0.1),
+            **common,
+        )
