@@ -42,12 +42,11 @@ def noise_levels(n: int, largest: float, smallest: float) -> np.ndarray:
 def run_chain(
     step: Callable[..., State], key: jax.Array, state: State, inputs: State, *, label: str
 ) -> tuple[State, State]:
-    """``state = step(key, state, *input)`` for each of ``inputs``, a tuple of arrays (k, ...).
+    """``state, kept = step(key, state, *input)`` for each of ``inputs``, arrays (k, ...).
 
-    ``step`` returns the new state, or a pair of it and something to keep. Returns the last state
-    and what was kept, stacked along a first axis (None where nothing was). Each step gets a key of
-    its own. Raises `SamplerError`, with the step where it happened, when the state leaves the
-    finite numbers.
+    ``kept`` is anything to keep of the step, or None. Returns the last state and what was kept,
+    stacked along a first axis. Each step gets a key of its own. Raises `SamplerError`, with the
+    step where it happened, when the state leaves the finite numbers.
     """
     state, (kept, finite) = _scan(step, key, state, inputs)
     finite = np.asarray(finite)
@@ -98,8 +97,12 @@ def solve_ode(
     `SamplerError` where ``max_steps`` do not reach the end, and ValueError for levels <= 0.
     """
     levels = np.asarray(levels, dtype=np.float32)
-    if not (levels > 0.0).all() or levels.size < 2:
-        raise ValueError(f"An ODE needs two or more noise levels, all positive; got {levels}.")
+    way = np.diff(levels)
+    one_way = (way > 0.0).all() or (way < 0.0).all()
+    if not (levels > 0.0).all() or levels.size < 2 or not one_way:
+        raise ValueError(
+            f"An ODE needs two or more noise levels, positive, that rise or fall; got {levels}."
+        )
     states, steps, done = _solve(velocity, state, np.log(levels), tolerance, max_steps)
     if not done:
         raise SamplerError(

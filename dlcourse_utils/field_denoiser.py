@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ _RINGS = 8
 
 
 class FieldDenoiserError(CourseError):
-    """A file of weights cannot be used."""
+    """A file of weights or an input cannot be used."""
 
 
 def _prior(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,8 +62,11 @@ class FieldDenoiser(nn.Module):
     """D(x, sigma), the mean of the field behind x = field + sigma * noise.
 
     ``apply(params, x, sigma)`` takes x (b, n, n) and one sigma or (b,) of them, and gives
-    (b, n, n). Filters act in Fourier space, all else on each pixel alone: convolutions of the same
-    reach would take ten times as long on a CPU. The score is (D(x, sigma) - x) / sigma^2.
+    (b, n, n). The score is (D(x, sigma) - x) / sigma^2. Filters act in Fourier space, all else on
+    each pixel alone: on a CPU convolutions of the same reach would take far longer. Many fields are
+    denoised fastest in blocks of 16 (``jax.lax.map``), whose channels stay in the cache.
+
+    Raises `FieldDenoiserError` for an x of another shape and for a sigma that is not positive.
     """
 
     width: int = 24
@@ -70,6 +74,13 @@ class FieldDenoiser(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, sigma: float | jax.Array) -> jax.Array:
+        if x.ndim != 3 or x.shape[1] != x.shape[2]:
+            raise FieldDenoiserError(f"x must have shape (b, n, n), got {x.shape}: give a batch.")
+        if isinstance(sigma, Real) and not 0.0 < sigma < np.inf:
+            raise FieldDenoiserError(
+                f"sigma must be positive and finite, got {sigma}: the weights are made for "
+                f"{SIGMAS[0]} to {SIGMAS[1]}."
+            )
         n = x.shape[-1]
         power, bumps = _prior(n)
         half = power[None, None, :, : n // 2 + 1]

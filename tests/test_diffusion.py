@@ -198,7 +198,10 @@ def test_a_velocity_that_is_nan_is_said():
         solve_ode(lambda sigma, x: jnp.where(sigma < 0.5, jnp.nan, x), X, DOWN)
 
 
-@pytest.mark.parametrize("levels", [(2.0, 0.0), (-2.0, -1.0), (1.0,), (), (2.0, np.nan)])
+@pytest.mark.parametrize(
+    "levels",
+    [(2.0, 0.0), (-2.0, -1.0), (1.0,), (), (2.0, np.nan), (1.0, 2.0, 0.5), (1.0, 1.0), (2, 2, 1)],
+)
 def test_bad_levels_are_refused(levels):
-    with pytest.raises(ValueError, match="needs two or more noise levels, all positive; got"):
+    with pytest.raises(ValueError, match="needs two or more noise levels, positive, that rise or"):
         solve_ode(velocity, X, levels)

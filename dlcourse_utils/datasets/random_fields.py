@@ -61,10 +61,10 @@ def _as_field(x, n: int, name: str = "x") -> jax.Array:
     return x
 
 
-def _filter(x, transfer):
-    """Multiply the modes of x (..., n, n) with a real ``transfer``, (n, n) or (..., n, n).
+def filter_modes(x: jax.Array, transfer: jax.Array) -> jax.Array:
+    """Multiply the modes of x (..., n, n) with a ``transfer``, (n, n) or (..., n, n); same shape.
 
-    It must be the same at k and -k, so half of the modes will do.
+    It is real and the same at k and -k, laid out as fft2 does, like a `power`.
     """
     n = x.shape[-1]
     transfer = transfer[..., : n // 2 + 1]
@@ -97,7 +97,7 @@ def power(n: int, scale: float = SCALE) -> jax.Array:
 @partial(jax.jit, static_argnums=1)
 def _simulate(key, count, power):
     white = jax.random.normal(key, (count, *power.shape))
-    return _filter(white, jnp.sqrt(power))
+    return filter_modes(white, jnp.sqrt(power))
 
 
 def simulate(key: jax.Array, count: int, power: jax.Array) -> jax.Array:
@@ -154,7 +154,7 @@ def mask(n: int) -> jax.Array:
 def _score(x, sigma, power):
     sigma = jnp.asarray(sigma, dtype=jnp.float32)
     power = power.reshape((1,) * max(sigma.ndim - 2, 0) + power.shape)
-    return -_filter(x, 1.0 / (power + sigma**2))
+    return -filter_modes(x, 1.0 / (power + sigma**2))
 
 
 def score(x: jax.Array, sigma: float | jax.Array, power: jax.Array) -> jax.Array:
@@ -236,16 +236,16 @@ def _wiener_mean(y, mask, noise, power):
     n = len(power)
 
     def covariance(w):  # of what is observed, noise included
-        return mask * _filter(w, power) + noise**2 * w
+        return mask * filter_modes(w, power) + noise**2 * w
 
     def nearly_inverse(w):  # that of a sky without holes: 25 iterations in place of 115
-        return mask * _filter(w, 1.0 / (power + noise**2))
+        return mask * filter_modes(w, 1.0 / (power + noise**2))
 
     def one(y):
         return cg(covariance, y, tol=1e-6, maxiter=500, M=nearly_inverse)[0]
 
     weights = jax.vmap(one)(mask[None] * y.reshape(-1, n, n))
-    return _filter(weights, power).reshape(y.shape)
+    return filter_modes(weights, power).reshape(y.shape)
 
 
 def wiener_mean(y: jax.Array, mask: jax.Array, noise: float, power: jax.Array) -> jax.Array:
