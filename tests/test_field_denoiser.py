@@ -115,6 +115,20 @@ def test_a_peak_beyond_all_training_is_not_blown_up(params):
     assert found.max() < 301.5 and found.min() > -3.0
 
 
+@pytest.mark.parametrize(
+    ("shape", "sigma", "sentence"),
+    [
+        ((SIZE, SIZE), 0.1, r"x must have shape \(b, n, n\), got \(32, 32\): give a batch"),
+        ((2, SIZE, 8), 0.1, r"x must have shape \(b, n, n\), got \(2, 32, 8\)"),
+        ((2, SIZE, SIZE), 0.0, r"sigma must be positive and finite, got 0\.0"),
+        ((2, SIZE, SIZE), float("nan"), "sigma must be positive and finite, got nan"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(params, shape, sigma, sentence):
+    with pytest.raises(FieldDenoiserError, match=sentence):
+        FieldDenoiser().apply(params, jnp.zeros(shape), sigma)
+
+
 # --- the script ------------------------------------------------------------------------------
 
 
