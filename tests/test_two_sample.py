@@ -105,15 +105,23 @@ def test_the_vote_is_that_of_scikit_learn(told, name):
     assert told[name].neighbours == pytest.approx(np.mean(right), abs=2e-4)
 
 
-@pytest.mark.parametrize("bad", [(3, 2), (4, 3), (4,), (4, 1, 2)])
+@pytest.mark.parametrize("bad", [(199, 2), (200, 3), (200,), (200, 1, 2)])
 def test_shapes_that_differ_are_refused(bad):
-    with pytest.raises(ValueError, match=r"HMC has shape \(.*\) and the truth \(4, 2\): give as"):
-        accuracies({"HMC": jnp.ones(bad)}, jnp.ones((4, 2)), key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"HMC has shape \(.*\) and the truth \(200, 2\): give as"):
+        accuracies({"HMC": jnp.ones(bad)}, jnp.ones((200, 2)), key=jax.random.key(0))
 
 
-def test_arrays_that_are_no_lists_of_points_are_refused():
-    with pytest.raises(ValueError, match=r"as arrays \(n, d\)"):
-        accuracies({"HMC": jnp.ones(4)}, jnp.ones(4), key=jax.random.key(0))
+@pytest.mark.parametrize("shape", [(200,), (99, 2)])
+def test_arrays_that_are_no_lists_of_points_or_short_ones_are_refused(shape):
+    x = jax.random.normal(jax.random.key(60), shape)
+    with pytest.raises(ValueError, match=r"as arrays \(n, d\), with n of at least 100"):
+        accuracies({"HMC": x}, x, key=jax.random.key(0))
+
+
+def test_a_coordinate_without_variation_is_refused():
+    x = np.column_stack([gaussian(60)[:200, 0], np.ones(200)])
+    with pytest.raises(ValueError, match="The truth does not vary in one of its coordinates"):
+        accuracies({"HMC": gaussian(61)[:200]}, x, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
