@@ -4,15 +4,18 @@ import base64
 import io
 import time
 
+import jax
 import jax.numpy as jnp
 import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.quiver import Quiver
 from PIL import Image, ImageSequence
 
 from dlcourse_utils import plot, widgets
-from dlcourse_utils.datasets import clusters
-from dlcourse_utils.plot import realnvp
+from dlcourse_utils.datasets import clusters, two_moons
+from dlcourse_utils.plot import realnvp, score_matching
 
 GRID = jnp.linspace(12.4, 16.0, 301)
 
@@ -126,3 +129,188 @@ def test_a_figure_gets_numpy_arrays_and_its_answers_in_order():
     x, answers, more = draw(GRID, {"b": GRID, "a": {"d": GRID, "c": 1}}, more=(GRID, "text"))
     assert all(isinstance(value, np.ndarray) for value in (x, answers["b"], more[0]))
     assert list(answers) == ["b", "a"] and list(answers["a"]) == ["d", "c"]
+
+
+# --- lesson 09 -------------------------------------------------------------------------------
+
+LEVELS = np.geomspace(2.0, 0.02, 7).astype(np.float32)
+
+
+def moons_score(x, sigma):
+    return two_moons.score(x, jnp.hypot(sigma, two_moons.NOISE))
+
+
+@pytest.fixture
+def diffusion_explorer():
+    points = LEVELS[:, None, None] * np.linspace(-1, 1, 40, dtype=np.float32).reshape(1, 20, 2)
+    return widgets.DiffusionExplorer(LEVELS, points, moons_score)
+
+
+def test_the_noise_level_picks_shade_arrows_and_points(diffusion_explorer):
+    one, two = (pixels(diffusion_explorer.draw(np.log10([s]))) for s in (2.0, 0.1))
+    assert one.shape == two.shape and np.any(one != two)
+    # 0.11 is nearest to 0.0928 of the levels, in the logarithm.
+    near = diffusion_explorer.draw(np.log10([0.11]))
+    shade, arrows, dots = diffusion_explorer.moving
+    sigma = LEVELS[4]
+    assert sigma == pytest.approx(0.0928, abs=1e-4)
+    np.testing.assert_allclose(dots.get_xdata(), sigma * np.linspace(-1, 1, 40)[::2], rtol=1e-5)
+    # Arrows are scores in units of the noise, the darkest shade the highest density.
+    noise = np.hypot(sigma, two_moons.NOISE)
+    expected = noise * two_moons.score(jnp.asarray(arrows.get_offsets(), jnp.float32), float(noise))
+    np.testing.assert_allclose(np.stack([arrows.U, arrows.V], axis=1), expected, atol=1e-3)
+    assert shade.get_array().max() == pytest.approx(1.0)
+    np.testing.assert_array_equal(pixels(near), pixels(diffusion_explorer.draw(np.log10([0.09]))))
+
+
+def test_a_redraw_of_the_noise_takes_at_most_50_ms(diffusion_explorer):
+    diffusion_explorer.draw(np.zeros(1))
+    times = []
+    for log_sigma in np.linspace(-1.7, 0.3, 9):
+        begun = time.process_time()
+        diffusion_explorer.draw(np.array([log_sigma]))
+        times.append(time.process_time() - begun)
+    assert np.median(times) <= 0.050
+
+
+@pytest.fixture
+def axes():
+    """The axes of the figure that a test has drawn; drawing it is part of the test."""
+
+    def current():
+        figure = plt.gcf()
+        figure.canvas.draw()
+        return figure.axes
+
+    yield current
+    plt.close("all")
+
+
+def arrows_of(ax):
+    """Where the arrows of an axes begin and where they point; two arrays (n, 2) for each set."""
+    found = [c for c in ax.collections if isinstance(c, Quiver)]
+    return [(np.asarray(c.get_offsets()), np.stack([c.U, c.V], axis=1)) for c in found]
+
+
+def test_arrows_are_the_score(axes):
+    score_matching.claim(moons_score, (0.1, 1.5))
+    left, right = axes()
+    for ax, sigma in ((left, 0.1), (right, 1.5)):
+        ((points, arrows),) = arrows_of(ax)
+        expected = np.asarray(moons_score(points.astype(np.float32), sigma))
+        ratio = np.linalg.norm(arrows, axis=1) / np.linalg.norm(expected, axis=1)
+        np.testing.assert_allclose(arrows, ratio.mean() * expected, rtol=1e-3, atol=1e-5)
+        # Long ones are 0.45 long, near the distance of the points.
+        assert np.quantile(np.linalg.norm(arrows, axis=1), 0.9) == pytest.approx(0.45, rel=1e-3)
+        assert f"= {sigma:g}" in ax.get_title()
+
+
+def test_cells_of_tweedies_formula_lie_on_the_diagonal(axes):
+    keys = jax.random.split(jax.random.key(0))
+    clean = two_moons.simulate(keys[0], 100_000)
+    noisy = clean + 0.3 * jax.random.normal(keys[1], clean.shape)
+    score_matching.tweedie(clean, noisy, two_moons.posterior_mean(noisy, 0.3))
+    left, right = axes()
+    ((points, arrows),) = arrows_of(left)
+    np.testing.assert_allclose(points, noisy[: len(points)], atol=1e-6)
+    ends = two_moons.posterior_mean(noisy[: len(points)], 0.3)
+    np.testing.assert_allclose(points + arrows, ends, atol=1e-5)
+    for line in right.lines[:2]:
+        formula, seen = line.get_data()
+        assert len(formula) > 100 and np.ptp(formula) > 0.8
+        # Over 100 points a cell, of a spread of up to 0.5 each: 4 errors.
+        np.testing.assert_allclose(seen, formula, atol=4 * 0.5 / 10)
+        assert abs(np.mean(seen - formula)) < 0.01
+
+
+def test_both_scores_and_their_difference(axes):
+    def shifted(x, sigma):
+        return moons_score(x, sigma) + jnp.array([[0.5, 0.0]])
+
+    errors = np.geomspace(0.1, 0.001, 7)
+    score_matching.learned(moons_score, shifted, LEVELS, errors)
+    arrows, error_map, curve, _ = axes()
+    (points, exact), (_, learned) = arrows_of(arrows)
+    difference = learned - exact
+    assert np.all(difference[:, 0] > 0.0) and np.ptp(difference[:, 0]) < 1e-4
+    # Everywhere the error is 0.5, times sigma = 0.2.
+    np.testing.assert_allclose(error_map.collections[0].get_array(), -1.0, atol=1e-3)
+    np.testing.assert_array_equal(curve.lines[0].get_xydata(), np.stack([LEVELS, errors], axis=1))
+    assert len(points) == len(exact)
+
+
+def test_curves_have_the_labels_of_their_rows(axes):
+    rows = np.arange(1, 22).reshape(3, 7)
+    score_matching.weights(LEVELS, rows)
+    (ax,) = axes()
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert [("not" in name, "2" in name, "4" in name) for name in labels] == [
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+    ]
+    for line, row in zip(ax.lines, rows, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), row)
+    score_matching.pulls(LEVELS, dict(zip(["unchanged", "convolved", "DPS"], rows, strict=True)))
+    (ax,) = axes()
+    found = {line.get_label(): line.get_ydata()[0] for line in ax.lines}
+    assert found == {"unchanged": 1, "convolved": 8, "DPS": 15}
+
+
+def test_samples_show_the_share_of_each_moon(axes):
+    x = two_moons.simulate(jax.random.key(0), 1_000)
+    to_arcs = two_moons.distance(x)
+    outer = np.asarray(to_arcs[:, 0] < to_arcs[:, 1])
+    score_matching.samples({"all": x, "outer": x[outer]})
+    every, one = axes()
+    shares = [[text.get_text() for text in ax.texts] for ax in (every, one)]
+    assert shares[0] == [f"{outer.mean():.1%}", f"{1 - outer.mean():.1%}"]
+    assert shares[1] == ["100.0%", "0.0%"]
+    assert [len(line.get_xdata()) for line in every.lines] == [outer.sum(), (~outer).sum()]
+    assert (every.get_title(), one.get_title()) == ("all", "outer")
+
+
+def test_paths_go_from_start_to_end(axes):
+    paths = np.random.default_rng(0).normal(size=(4, 30, 2))
+    score_matching.flow(paths, np.arange(5.0), np.arange(5.0) + 0.1)
+    left, right = axes()
+    np.testing.assert_array_equal(left.lines[0].get_xydata(), paths[:, 0])
+    ends = {line.get_label(): line.get_xydata() for line in left.lines[-2:]}
+    np.testing.assert_array_equal(ends["start, $\\sigma$ = 2"], paths[0])
+    np.testing.assert_array_equal(ends["end, $\\sigma$ = 0.02"], paths[-1])
+    np.testing.assert_array_equal(right.lines[0].get_ydata(), np.arange(5.0) + 0.1)
+
+
+def test_posteriors_are_named_with_their_divergences(axes):
+    names = [f"reverse SDE, {n}" for n in ("unchanged", "convolved", "DPS", "exact")]
+    names.append("annealed HMC, convolved")
+    first, second = np.linspace(-1.8, 2.8, 47), np.linspace(-1.2, 1.8, 31)
+    exact = np.exp(-0.5 * (first[:, None] ** 2 + second[None] ** 2))
+    points = {name: np.full((9, 2), 0.1 * k) for k, name in enumerate(names)}
+    score_matching.posteriors(
+        first, second, exact, points, {name: 0.1 * k for k, name in enumerate(names)}
+    )
+    *panels, marginal = axes()
+    for k, (ax, name) in enumerate(zip(panels, names, strict=True)):
+        assert ax.get_title() == f"{name}\nKL {0.1 * k:.3f} nats"
+        np.testing.assert_array_equal(ax.lines[0].get_ydata(), np.full(9, 0.1 * k))
+    x, density = marginal.lines[-1].get_data()
+    assert np.trapezoid(density, x) == pytest.approx(1.0)
+    np.testing.assert_allclose(density / density.max(), np.exp(-0.5 * x**2), rtol=1e-6)
+
+
+def test_maps_hide_what_was_not_observed(axes):
+    rng, survey = np.random.default_rng(0), np.ones((8, 8))
+    survey[2:4, 2:5] = 0
+    names = ["truth", "observed", "Wiener filter, exact", "mean of samples", "one sample"]
+    maps = {name: rng.normal(size=(8, 8)) for name in names}
+    spreads = {name: rng.uniform(size=(8, 8)) for name in ("spread, exact", "spread of samples")}
+    score_matching.fields(maps, spreads, survey)
+    shown = {ax.get_title(): ax.images[0] for ax in axes() if ax.get_title()}
+    assert list(shown) == [*maps, *spreads]
+    hidden = np.ma.getmaskarray(np.ma.masked_invalid(shown["observed"].get_array()))
+    np.testing.assert_array_equal(hidden, survey == 0)
+    # Maps share one scale, spreads another: they are to be compared.
+    assert len({shown[name].get_clim() for name in maps}) == 1
+    assert len({shown[name].get_clim() for name in spreads}) == 1
+    np.testing.assert_array_equal(shown["one sample"].get_array(), maps["one sample"])
