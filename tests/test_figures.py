@@ -163,6 +163,19 @@ def test_the_noise_level_picks_shade_arrows_and_points(diffusion_explorer):
     np.testing.assert_array_equal(pixels(near), pixels(diffusion_explorer.draw(np.log10([0.09]))))
 
 
+def test_the_shade_is_the_density_where_it_is_drawn(diffusion_explorer):
+    diffusion_explorer.draw(np.log10([0.1]))
+    shade = diffusion_explorer.moving[0]
+    values, (left, right, bottom, top) = shade.get_array(), shade.get_extent()
+    rows, columns = values.shape
+    assert shade.origin == "lower"  # else row 0, the lowest, is drawn on top
+    first, second = np.linspace(left, right, columns), np.linspace(bottom, top, rows)
+    x = np.array([[first[40], second[30]], [first[50], second[30]]], dtype=np.float32)
+    density = np.exp(two_moons.log_prob(x, float(np.hypot(LEVELS[4], two_moons.NOISE))))
+    # The ends may be the edges of the pixels or their centres: half a pixel at most.
+    assert values[30, 40] / values[30, 50] == pytest.approx(density[0] / density[1], rel=0.5)
+
+
 def test_a_redraw_of_the_noise_takes_at_most_50_ms(diffusion_explorer):
     diffusion_explorer.draw(np.zeros(1))
     times = []

@@ -125,7 +125,7 @@ def test_langevin_has_the_bias_of_its_step(lesson, size):
 
 @pytest.mark.parametrize("corrector", [0.0, 0.1])
 def test_the_reverse_sde_has_the_variance_of_its_recursion(lesson, corrector):
-    levels = diffusion.noise_levels(21, 2.0, 0.02)
+    levels = diffusion.noise_levels(9, 2.0, 0.02)
     variance = V + 2.0**2
     x = np.sqrt(variance) * jax.random.normal(KEY, (N, 2))
     x = lesson["reverse_sde"](gaussian_score, KEY, x, levels, "reverse SDE", corrector)
@@ -134,7 +134,7 @@ def test_the_reverse_sde_has_the_variance_of_its_recursion(lesson, corrector):
         variance = variance * (1 - removed / (V + sigma**2)) ** 2 + removed
         tau = corrector * next_sigma**2
         variance = variance * (1 - tau / (V + next_sigma**2)) ** 2 + 2 * tau
-    assert variance > 1.02 * V  # 21 levels are few: the recursion has a bias that is seen
+    assert variance > 1.3 * V  # 9 levels are few: the recursion has a bias that is seen
     assert_variance(x, variance)
 
 
