@@ -297,3 +297,16 @@ def test_what_goes_wrong_with_a_function_is_said(start):
             optimizer=optax.sgd(0.1),
             **common,
         )
+
+
+def test_a_function_that_returns_no_batch_is_refused(start):
+    """An array would be taken apart into its rows."""
+    with pytest.raises(FitError, match="must return a batch: a tuple of arrays"):
+        fit(
+            loss,
+            start,
+            lambda key: jax.random.normal(key, (2, 3)),
+            key=KEY,
+            optimizer=optax.sgd(0.1),
+            steps=1,
+        )

@@ -465,6 +465,16 @@ def test_a_noise_too_small_for_the_nodes_is_refused():
     assert bool(jnp.all(jnp.isfinite(two_moons.simulate(KEY, 3, 0.01))))
 
 
+def test_one_bad_level_in_a_column_is_refused():
+    column = jnp.array([[0.5], [0.01], [0.2]])
+    with pytest.raises(ValueError, match=r"noise must be at least 0\.03, got 0\.0[01]"):
+        two_moons.score(X, column)
+    with pytest.raises(ValueError, match=r"sigma must not be negative, got -0\.5"):
+        two_moons.score_given_first(X, -column, 0.0, 0.1)
+    # The least noise in single precision is a rounding below it.
+    assert bool(jnp.all(jnp.isfinite(two_moons.score(X, jnp.full((3, 1), 0.03)))))
+
+
 @pytest.mark.parametrize("x", [jnp.zeros((2, 3)), jnp.zeros(3), jnp.float32(1.0)])
 @pytest.mark.parametrize(
     "call",

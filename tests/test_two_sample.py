@@ -131,3 +131,8 @@ def test_values_that_are_not_finite_are_refused(value, which):
     arrays[which][17, 1] = value
     with pytest.raises(ValueError, match="HMC or the truth holds NaN or infinite values"):
         accuracies({"HMC": arrays[0]}, arrays[1], key=jax.random.key(0))
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(ValueError, match="There are no samples: give at least one set, by name"):
+        accuracies({}, TRUTH, key=jax.random.key(0))
