@@ -7,6 +7,9 @@ import pytest
 
 from dlcourse_utils.checks import engine
 
+# Some wrong answers are those of somebody who broadcasts (n, 2) with (2,).
+pytestmark = pytest.mark.tfp_ranks
+
 
 def judged(id, answer):
     return engine.judge(engine.find(id), answer)
@@ -72,3 +75,59 @@ def test_a_mistake_is_named_whatever_numbers_were_drawn(draw, size, name):
 def test_a_score_called_with_its_arguments_exchanged_says_so():
     found = judged("09.6", lambda sigma, x, score: -sigma * score(sigma, x))
     assert found.outcome == engine.ERROR and "all points at once" in found.says
+
+
+def another_score(x, sigma):
+    """A score from another cell, for the argument ``score``."""
+    return -x / (0.3 + sigma**2)
+
+
+WITHOUT_THE_ARGUMENT = {
+    "09.1": lambda x, s, score: x + s**2 * another_score(x, s),
+    "09.2": lambda denoiser, x, s, noise: jnp.mean(
+        jnp.sum(((another_score(x + s * noise, s) - x) / s) ** 2, axis=-1)
+    ),
+    "09.3": lambda net, x, s: x + s * another_score(x, s),
+    "09.4": lambda k, x, score, t: x + t * another_score(x, 0.1) + jnp.sqrt(2 * t) * gaussian(k, x),
+    "09.5": lambda k, x, s, n, score: (
+        x + (s**2 - n**2) * another_score(x, s) + jnp.sqrt(s**2 - n**2) * gaussian(k, x)
+    ),
+    "09.6": lambda s, x, score: -s * another_score(x, s),
+}
+
+
+@pytest.mark.parametrize("id", WITHOUT_THE_ARGUMENT)
+def test_an_argument_that_is_never_called_is_told(id):
+    found = judged(id, WITHOUT_THE_ARGUMENT[id])
+    name = {"09.2": "denoiser", "09.3": "net"}.get(id, "score")
+    assert found.outcome == engine.WRONG and f"argument `{name}` is never called" in found.says
+
+
+CALLED_WRONGLY = {
+    "09.1": (lambda x, s, score: x + s**2 * score(x), "`score(x, sigma)`"),
+    "09.2": (
+        lambda denoiser, x, s, noise: jnp.mean((denoiser(x + s * noise) - x) ** 2),
+        "`denoiser(x, sigma)`",
+    ),
+    "09.3": (lambda net, x, s: x + s * net(x), "`net(x, t)`"),
+    "09.4": (lambda k, x, score, t: x + t * score(x, t), "`score(x)`"),
+    "09.5": (lambda k, x, s, n, score: x + (s**2 - n**2) * score(x), "`score(x, sigma)`"),
+    "09.6": (lambda s, x, score: -s * score(x, level=s), "`score(x, sigma)`"),
+}
+
+
+@pytest.mark.parametrize("id", CALLED_WRONGLY)
+def test_a_missing_or_extra_argument_is_told_in_the_names_of_the_lesson(id):
+    answer, call = CALLED_WRONGLY[id]
+    found = judged(id, answer)
+    assert found.outcome == engine.ERROR and f"is called as {call}" in found.says
+    assert "locals" not in found.says and "toy" not in found.says and "field" not in found.says
+
+
+@pytest.mark.parametrize("size", [0.3, 1.0])
+def test_noise_of_a_constant_size_is_not_called_by_another_name(size):
+    def reverse_step(key, x, sigma, next_sigma, score):
+        drift = (sigma**2 - next_sigma**2) * score(x, sigma)
+        return x + drift + size * gaussian(key, x)
+
+    assert judged("09.5", reverse_step).diagnosis == "noise_whatever_next_level"

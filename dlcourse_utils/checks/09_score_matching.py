@@ -7,11 +7,14 @@ right answers share, not their values.
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from dlcourse_utils.datasets import two_moons
 
 from .engine import Misfit, Spec, Suspect, namespace
 
@@ -42,7 +45,7 @@ def _field(place, bend, x, sigma):
 
 def _a_field(rng):
     """As a pytree, which may pass through jax.eval_shape."""
-    place = jnp.float32(rng.uniform(0.3, 0.9, 2) * rng.choice([-1.0, 1.0], 2))
+    place = jnp.float32(rng.uniform(0.3, 0.9, (1, 2)) * rng.choice([-1.0, 1.0], (1, 2)))
     return jax.tree_util.Partial(_field, place, jnp.float32(rng.uniform(0.8, 1.2)))
 
 
@@ -54,6 +57,44 @@ def _some_levels(rng, n, low=0.3, high=1.6):
     """A column of noise levels over the whole range, in any order."""
     levels = np.exp(np.linspace(np.log(low), np.log(high), n) + rng.uniform(-0.05, 0.05, n))
     return jnp.float32(rng.permutation(levels)[:, None])
+
+
+def _given(name, function, calls):
+    """``function`` as an answer gets it, as its argument ``name``: it notes its ``calls``.
+
+    A call with other arguments than its own says how it is called.
+    """
+    signature = inspect.signature(function)
+
+    def given(*arguments, **named):
+        try:
+            signature.bind(*arguments, **named)
+        except TypeError as error:
+            raise TypeError(f"`{name}` is called as `{name}{signature}`: {error}") from None
+        calls.append(name)
+        return function(*arguments, **named)
+
+    return given
+
+
+def _must_be_called(name, calls):
+    """Refuse an answer that takes a function of its own, or none, in place of its argument."""
+    if not calls:
+        raise Misfit(
+            f"The argument `{name}` is never called: what is returned cannot depend on it. Use "
+            "the argument, not a function from another cell."
+        )
+
+
+def _call(given, function, arguments):
+    """What an answer returns; ``given`` is the name of the function among its arguments."""
+    calls = []
+    result = function(
+        *(_given(given, part, calls) if callable(part) else part for part in arguments)
+    )
+    if isinstance(result, float) or hasattr(result, "shape"):
+        _must_be_called(given, calls)
+    return result
 
 
 def _must_trace(name, function, *arguments, of=None):
@@ -72,11 +113,11 @@ def _must_trace(name, function, *arguments, of=None):
         ) from error
 
 
-def _traced(name, *, differentiable=False):
-    """The evaluation of a function of arrays that later cells compile."""
+def _traced(name, *, given=None, differentiable=False):
+    """The evaluation of a function that later cells compile; ``given`` is what it has to call."""
 
     def evaluate(function, arguments):
-        result = function(*arguments)
+        result = _call(given, function, arguments) if given else function(*arguments)
         if hasattr(result, "shape"):
             _must_trace(name, function, *arguments, of=function)
             if differentiable:  # by the points, as a gradient through a sampler is
@@ -108,7 +149,7 @@ _DENOISE = Spec(
     id="09.1",
     name="denoise",
     cases=_denoise_cases,
-    evaluate=_traced("denoise", differentiable=True),
+    evaluate=_traced("denoise", given="score", differentiable=True),
     atol=1e-5,
     rtol=1e-5,
     insight="Denoiser and score are the same thing in two units: who can take noise away knows the "
@@ -120,6 +161,13 @@ _DENOISE = Spec(
             "The score is multiplied by σ, not by σ².",
             "A score is one over a length. Times σ it is a pure number, and no step for a point.",
             "Use the variance of the noise, not its standard deviation.",
+        ),
+        Suspect(
+            "noise_of_the_moons",
+            _denoised(lambda sigma, s: (sigma**2 + two_moons.NOISE**2) * s),
+            "The variance of the moons' own noise is added to σ².",
+            "That noise is part of the clean points x; σ alone is what was added to them.",
+            "Multiply the score by σ² alone.",
         ),
         Suspect(
             "no_sigma",
@@ -216,7 +264,7 @@ def _toy_denoiser(bend, offset, x, sigma):
 def _dsm_cases(rng):
     def case(high):
         n = 6  # one shape, compiled once
-        bend, offset = rng.uniform(0.5, 0.8), rng.uniform(0.2, 0.5, 2) * [-1.0, 1.0]
+        bend, offset = rng.uniform(0.5, 0.8), rng.uniform(0.2, 0.5, (1, 2)) * [[-1.0, 1.0]]
         denoiser = jax.tree_util.Partial(_toy_denoiser, jnp.float32(bend), jnp.float32(offset))
         # No point has little noise, so that none alone decides the mean.
         noise = jnp.float32(rng.uniform(0.5, 2.0, (n, 2)) * rng.choice([-1.0, 1.0], (n, 2)))
@@ -235,7 +283,7 @@ _DSM_LABELS = ("same loss for the same noise", "change of the loss with the nois
 def _losses(function, arguments):
     """The loss, and whether it depends on the argument `noise` and on nothing else."""
     denoiser, x, sigma, noise = arguments
-    loss = function(*arguments)
+    loss = _call("denoiser", function, arguments)
     if loss is None or loss is ...:
         return loss
     try:
@@ -361,13 +409,24 @@ _DSM_LOSS = Spec(
             "Average over the points.",
         ),
         Suspect(
+            "sum_over_points",
+            _dsm_with(
+                size=jnp.square,
+                weigh=lambda squares, sigma: jnp.sum(squares / sigma**2, axis=0),
+            ),
+            "The squares are summed over the points, and averaged over the two coordinates.",
+            "The first axis is the batch: the loss would grow with the number of points.",
+            "Sum over the last axis, `axis=-1`, then average over the points.",
+        ),
+        Suspect(
             "mean_over_coordinates",
             _dsm_with(size=lambda error: jnp.mean(error**2, axis=-1)),
-            "The loss is half as large as it should be, as if the squares were averaged over the "
-            "two coordinates, not summed.",
+            "The loss is half as large as it should be: the squares are averaged over the two "
+            "coordinates, not summed, or there is a factor 1/2.",
             "|…|² is the squared length of a vector. The minimum stays in place, but the numbers "
             "below could not be compared.",
-            "Sum over the last axis first, then average over the points.",
+            "Sum over the last axis first, then average over the points; or, if you wrote a factor "
+            "1/2, leave it out.",
         ),
         Suspect(
             "per_point",
@@ -513,7 +572,7 @@ def _toy_net(bend, x, t):
 
 def _precondition_cases(rng):
     def case(n, low, high):
-        net = jax.tree_util.Partial(_toy_net, jnp.float32(rng.uniform(0.7, 1.3, 2)))
+        net = jax.tree_util.Partial(_toy_net, jnp.float32(rng.uniform(0.7, 1.3, (1, 2))))
         return net, _some_points(rng, n), _some_levels(rng, n, low, high)
 
     return {"6 points": case(6, 0.2, 2.0), "6 points, little noise": case(6, 0.02, 0.2)}
@@ -580,6 +639,7 @@ _PRECONDITION = Spec(
     id="09.3",
     name="precondition",
     cases=_precondition_cases,
+    evaluate=functools.partial(_call, "net"),
     gradient=_by_parameters,
     atol=1e-5,
     rtol=1e-5,
@@ -668,6 +728,13 @@ _PRECONDITION = Spec(
             "Add `CENTRE` to the result.",
         ),
         Suspect(
+            "point_uncentred",
+            _preconditioned(lambda p: {"kept": p.x}),
+            "c_skip multiplies the point itself, not its offset from the centre.",
+            "The centre is added as well, so a clean point would be moved by all of it.",
+            "Multiply c_skip with x minus `CENTRE`.",
+        ),
+        Suspect(
             "net_uncentred",
             _preconditioned(lambda p: {"seen": p.x}),
             "The net is given the point itself, not its offset from the centre.",
@@ -700,6 +767,13 @@ _PRECONDITION = Spec(
             _preconditioned(lambda p: {"level": p.level / jnp.log(10.0)}),
             "This logarithm is to base 10.",
             "The formula has the natural logarithm, 2.3 times as large.",
+            "Use `jnp.log`.",
+        ),
+        Suspect(
+            "log2",
+            _preconditioned(lambda p: {"level": p.level / jnp.log(2.0)}),
+            "This logarithm is to base 2.",
+            "The formula has the natural logarithm, 0.69 times as large.",
             "Use `jnp.log`.",
         ),
         Suspect(
@@ -745,6 +819,21 @@ _PRECONDITION = Spec(
             "With much noise the net has to place points over the whole data: c_out must go to "
             "σ_d, not to one.",
             "Multiply σ by σ_d on top.",
+        ),
+        Suspect(
+            "out_is_sigma",
+            _preconditioned(lambda p: {"out": p.sigma}),
+            "c_out is σ alone.",
+            "That is right with little noise only. With much noise the net has to place points "
+            "over the whole data, a width of σ_d and not of σ.",
+            "Multiply σ by σ_d, and divide by the root of σ² + σ_d².",
+        ),
+        Suspect(
+            "net_subtracted",
+            _preconditioned(lambda p: {"out": -p.out}),
+            "The net's part is subtracted, not added.",
+            "The net could learn that too, but trained parameters would have the wrong sign.",
+            "Add c_out times the net's output.",
         ),
         Suspect(
             "only_the_net",
@@ -818,7 +907,8 @@ def _statistics(name, run, x, key, law):
     between two scores are free of noise. What a mistake makes unmeasurable is left at its right
     value: the mistake itself is named.
     """
-    scores = _scores_that_tell()
+    scores, calls = _scores_that_tell(), []
+    scores["none"] = _given("score", scores["none"], calls)
     found = dict.fromkeys(_STEP_LABELS, np.float64(1.0))
     found["result"] = np.zeros(x.shape)
     found["relative drift"] = np.ones((4, 2))
@@ -826,6 +916,7 @@ def _statistics(name, run, x, key, law):
     if base is None or base is ...:
         return base
     base = _points_of(name, base, x.shape)
+    _must_be_called("score", calls)
     if base.shape != x.shape:
         return (np.zeros(base.shape), *(np.nan,) * (len(_STEP_LABELS) - 1))
     start = np.asarray(x, np.float64)
@@ -1000,13 +1091,11 @@ def _langevin_statistics(function, arguments):
 
 
 def _of_points(score):
-    def at(x, *more):
-        if more:
-            raise TypeError("`score` takes the points alone, `score(x)`: no step and no level")
+    def at(x):
         _must_be_points("score", x, 1.0)
         return score(x, 1.0)
 
-    return at
+    return _given("score", at, [])
 
 
 def _langevin(
@@ -1066,6 +1155,21 @@ _LANGEVIN = Spec(
             "The noise has size one, whatever the step.",
             "After a few steps the points have walked away from the density.",
             "Multiply it by the root of twice the step.",
+        ),
+        Suspect(
+            "noise_times_step",
+            _langevin(size=lambda step: step * jnp.sqrt(2.0 * step)),
+            "The noise is multiplied by the step once more, as by brackets around score and noise.",
+            "There would be hardly any noise, and the points climb to the maximum.",
+            "Multiply the score alone by the step.",
+        ),
+        Suspect(
+            "root_times_both",
+            _langevin(drift=lambda step: jnp.sqrt(2.0 * step)),
+            "The score is multiplied by the root too, not by the step.",
+            "For small steps the root is far larger than the step: the drift is too strong for the "
+            "noise.",
+            "Multiply the score by the step, and the noise alone by the root of twice the step.",
         ),
         Suspect(
             "no_noise",
@@ -1164,7 +1268,8 @@ def _reverse_statistics(function, arguments):
             _must_be_points("score", x, sigma)
             return score(x, sigma)
 
-        return function(key, x, sigma, far if longer else next_sigma, at)
+        lower = far if longer else next_sigma
+        return function(key, x, sigma, lower, _given("score", at, []))
 
     variance = _removed(sigma, next_sigma)
     growth = (_removed(sigma, far) / variance) ** 0.5
@@ -1259,6 +1364,18 @@ _REVERSE = Spec(
             "Take the whole drift and add the noise.",
         ),
         Suspect(
+            "ode_by_euler",
+            _reverse(
+                drift=lambda sigma, after: sigma * _difference(sigma, after),
+                size=lambda *_: 0.0,
+            ),
+            "This is an Euler step in σ of the probability-flow ODE, as DDIM takes it: no noise, "
+            "and σ (σ-σ') before the score.",
+            "It leads to the same density, but comes later in this lesson. Here the SDE is asked "
+            "for.",
+            "Use Δ before the score, and add the noise.",
+        ),
+        Suspect(
             "double_drift",
             _reverse(drift=lambda sigma, after: 2.0 * _removed(sigma, after)),
             "The drift is twice as large as it should be.",
@@ -1298,8 +1415,8 @@ _REVERSE = Spec(
             "no_noise",
             _reverse(size=lambda *_: 0.0),
             "There is no noise.",
-            "The full drift takes away twice the variance that a level loses; the noise gives half "
-            "of it back. Without it the samples come out too narrow.",
+            "Δ times the score takes away twice the variance that a level loses; the noise gives "
+            "half of it back. Without it the samples come out too narrow.",
             "Add Gaussian numbers, scaled by the root of Δ.",
         ),
         Suspect(
@@ -1327,9 +1444,32 @@ _REVERSE = Spec(
             "noise_of_next_level",
             _reverse(size=lambda sigma, after: after),
             "The noise has the size σ', not √Δ.",
-            "Noise of size σ' is right after the point was denoised all the way; this drift goes "
-            "only part of it.",
+            "That is how far a point at the level σ' is from a clean one. This point starts at σ, "
+            "and keeps the noise that the drift leaves in it.",
             "Scale the noise by the root of Δ.",
+        ),
+        Suspect(
+            "noise_whatever_next_level",
+            _reverse(size=lambda sigma, after: sigma),
+            "The size of the noise does not depend on σ': it is σ, or a constant, not √Δ.",
+            "The shorter the step, the less noise it may add; with many short steps the points "
+            "would walk away.",
+            "Scale the noise by the root of Δ.",
+        ),
+        Suspect(
+            "denoised_then_noised",
+            _reverse(drift=lambda sigma, after: sigma**2, size=lambda sigma, after: after),
+            "The point is denoised all the way, and then gets new noise of size σ'.",
+            "The denoised point is the *mean* of the clean points that may be behind x: their "
+            "spread is lost, and the samples come out too narrow.",
+            "Go only Δ times the score, and add noise of size √Δ.",
+        ),
+        Suspect(
+            "drift_all_the_way",
+            _reverse(drift=lambda sigma, after: sigma**2),
+            "The drift is σ² times the score: it leads to the denoised point, past the level σ'.",
+            "One step takes away the variance between two levels, not all of it.",
+            "Use Δ, the difference of the squares, in place of σ².",
         ),
         Suspect(
             "ancestral",
@@ -1337,8 +1477,9 @@ _REVERSE = Spec(
                 size=lambda sigma, after: after / sigma * jnp.sqrt(_removed(sigma, after)),
             ),
             "The noise has an extra factor σ'/σ.",
-            "That is the ancestral step of DDPM, which is right as well, and the same for short "
-            "steps. Here the plain step of the SDE is asked for.",
+            "That is the ancestral step of Song et al. (2021) for variance-exploding noise (SMLD). "
+            "It is right as well, and the same for short steps; here the plain step of the SDE is "
+            "asked for.",
             "Leave out the factor.",
         ),
         Suspect(
@@ -1394,7 +1535,7 @@ _FLOW = Spec(
     id="09.6",
     name="flow_velocity",
     cases=_flow_cases,
-    evaluate=_traced("flow_velocity"),
+    evaluate=_traced("flow_velocity", given="score"),
     atol=1e-5,
     rtol=1e-5,
     insight="Every density of the blurring is met on the way, and yet nothing is random: the flow "
@@ -1464,6 +1605,13 @@ _FLOW = Spec(
             "You return the score itself.",
             "The velocity is per unit of σ, and goes against the score.",
             "Multiply with minus half of the derivative of σ².",
+        ),
+        Suspect(
+            "moved",
+            lambda sigma, x, score: x - sigma * score(x, sigma),
+            "You return x plus the velocity, not the velocity.",
+            "The solver of the ODE makes the steps; it needs the derivative of x alone.",
+            "Leave out x.",
         ),
         Suspect(
             "denoised",
@@ -1642,6 +1790,22 @@ _LIKELIHOOD = Spec(
             "The mask is applied to y alone.",
             "Where nothing was observed the point would be pulled to zero.",
             "Apply it to the whole difference: mind the brackets.",
+        ),
+        Suspect(
+            "mask_on_points",
+            _pulled(_both, lambda x, y, mask: y - mask * x),
+            "The mask is applied to x alone: the result is wrong only where nothing is observed.",
+            "There y holds no measurement, and yet it would drive the point.",
+            "Apply it to the whole difference: mind the brackets.",
+        ),
+        Suspect(
+            "mask_on_noise",
+            lambda x, y, mask, noise, sigma: (y - x) / (mask * noise**2 + sigma**2),
+            "The mask is applied to the variance of the observation: the result is wrong only "
+            "where nothing is observed.",
+            "No variance there reads as a measurement without any error: the strongest pull, "
+            "where there must be none.",
+            "Multiply the difference with the mask, not the variance.",
         ),
         Suspect(
             "mask_inverted",
