@@ -48,17 +48,40 @@ def run_chain(
     stacked along a first axis. Each step gets a key of its own. Raises `SamplerError`, with the
     step where it happened, when the state leaves the finite numbers.
     """
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+        raise SamplerError(f"{label}: the chain starts from NaN or infinite values.")
     state, (kept, finite) = _scan(step, key, state, inputs)
     finite = np.asarray(finite)
     if not finite.all():
         first = int(np.argmin(finite))
-        at = ", ".join(f"{np.ravel(array[first])[0]:.3g}" for array in jax.tree.leaves(inputs))
+        at = ", ".join(_range(array[first]) for array in jax.tree.leaves(inputs))
         raise SamplerError(
             f"{label}: the chain left the finite numbers at step {first + 1} of {len(finite)} "
             f"(its inputs there: {at}). Make its steps smaller, or take more noise levels, and "
             "check the sign of the score."
         )
     return state, kept
+
+
+def require_moves(accepted: jax.Array, inputs: jax.Array, *, label: str) -> None:
+    """Raise `SamplerError` where hardly any move was accepted: such a chain stands still.
+
+    ``accepted`` (k,) is the fraction of accepted moves at each step, ``inputs`` (k,) what tells the
+    steps apart, such as noise levels.
+    """
+    accepted = np.asarray(accepted)
+    if not accepted.min() >= 0.01:
+        worst = int(np.argmin(accepted))
+        raise SamplerError(
+            f"{label}: {accepted[worst]:.1%} of the moves were accepted at step {worst + 1} of "
+            f"{len(accepted)} (its input there: {_range(inputs[worst])}): the points stay where "
+            "they were. Make the step size smaller, and check the sign of the score."
+        )
+
+
+def _range(values: jax.Array) -> str:
+    low, high = float(np.min(values)), float(np.max(values))
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
 @partial(jax.jit, static_argnums=0)
@@ -92,7 +115,8 @@ def solve_ode(
     """Follow d state / d sigma = velocity(sigma, state) through the noise levels (k,), k >= 2.
 
     ``levels`` rise or fall from where ``state`` is; the first state of the result is ``state``
-    itself. Runge-Kutta of order 5 (Tsitouras 2011) from diffrax in log sigma; its steps adapt to
+    itself, and those between the ends are interpolated, at up to ten times the error.
+    Runge-Kutta of order 5 (Tsitouras 2011) from diffrax in log sigma; its steps adapt to
     ``tolerance``, relative and absolute, as a root mean square over the whole state. Raises
     `SamplerError` where ``max_steps`` do not reach the end, and ValueError for levels <= 0.
     """
@@ -103,6 +127,10 @@ def solve_ode(
         raise ValueError(
             f"An ODE needs two or more noise levels, positive, that rise or fall; got {levels}."
         )
+    if not tolerance > 0.0 or max_steps < 1:
+        raise ValueError(f"Got tolerance {tolerance} and max_steps {max_steps}: use positive ones.")
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+        raise SamplerError("The ODE starts from NaN or infinite values.")
     states, steps, done = _solve(velocity, state, np.log(levels), tolerance, max_steps)
     if not done:
         raise SamplerError(

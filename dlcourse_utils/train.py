@@ -104,6 +104,11 @@ def fit(
         batch_key = jax.random.fold_in(key, index)
         if simulate:
             batch = simulate(batch_key)
+            if not isinstance(batch, tuple):
+                raise FitError(
+                    "`data`, a function of a key, must return a batch: a tuple of arrays, such as "
+                    f"(x, y); it returned {type(batch).__name__}."
+                )
         else:
             rows = jax.random.randint(batch_key, (batch_size,), 0, data[0].shape[0])
             batch = tuple(array[rows] for array in data)

@@ -137,7 +137,13 @@ class DiffusionExplorer(Explorer):
         ]
         extent = (first[0], first[-1], second[0], second[-1])
         shade = self.ax.imshow(
-            self._shades[0], extent=extent, cmap="Greys", vmin=0.0, vmax=1.6, animated=True
+            self._shades[0],
+            extent=extent,
+            origin="lower",
+            cmap="Greys",
+            vmin=0.0,
+            vmax=1.6,
+            animated=True,
         )
         arrows = self.ax.quiver(
             *coarse.T,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlcourse_utils.diffusion import SamplerError, noise_levels, run_chain, solve_ode
+from dlcourse_utils.diffusion import SamplerError, noise_levels, require_moves, run_chain, solve_ode
 
 KEY = jax.random.key(50)
 X = jax.random.normal(jax.random.key(51), (40, 2))
@@ -205,3 +205,22 @@ def test_a_velocity_that_is_nan_is_said():
 def test_bad_levels_are_refused(levels):
     with pytest.raises(ValueError, match="needs two or more noise levels, positive, that rise or"):
         solve_ode(velocity, X, levels)
+
+
+def test_a_chain_that_stands_still_is_named():
+    require_moves(np.array([0.5, 0.02]), np.array([1.0, 0.1]), label="HMC")
+    with pytest.raises(SamplerError, match=r"HMC: 0.1% .* step 2 of 2 .*there: 0.1\)"):
+        require_moves(np.array([0.5, 0.001]), np.array([1.0, 0.1]), label="HMC")
+    with pytest.raises(SamplerError, match="nan%"):
+        require_moves(np.array([0.5, np.nan]), np.array([1.0, 0.1]), label="HMC")
+
+
+def test_a_chain_does_not_start_from_nan():
+    with pytest.raises(SamplerError, match="starts from NaN"):
+        run_chain(
+            lambda key, x, i: (x, None),
+            jax.random.key(0),
+            jnp.array([jnp.nan]),
+            (np.arange(2),),
+            label="chain",
+        )

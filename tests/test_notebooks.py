@@ -190,3 +190,11 @@ def test_a_fault_is_seen(fault):
 
 def test_outputs_of_a_student_notebook_are_seen():
     assert faults(solved(), solved=False) == ["execution counts", "outputs"]
+
+
+@pytest.mark.parametrize("source", LESSONS, ids=lambda path: path.stem)
+def test_every_stored_verdict_is_in_its_band(source):
+    outputs = [output for cell in code_cells(read("solutions", source)) for output in cell.outputs]
+    records = [output.get("metadata", {}).get("dlcourse", {}) for output in outputs]
+    verdicts = [record["verdict"] for record in records if "verdict" in record]
+    assert verdicts and [record["name"] for record in verdicts if not record["ok"]] == []

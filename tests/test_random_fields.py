@@ -269,7 +269,7 @@ def test_observations_that_make_no_sense_are_refused(arguments, sentence):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: fields.wiener_samples(KEY, 2, Y[None], M, 0.5, P), "y must be one observation"),
+        (lambda: fields.wiener_samples(KEY, 2, Y[None], M, 0.5, P), "or 2 of them"),
         (lambda: fields.score(Y, 0.0, P), r"sigma must be positive and finite, got 0\.0"),
         (lambda: fields.score(Y, -1, P), "sigma must be positive and finite, got -1"),
         (lambda: fields.score(jnp.zeros((5, 8)), 0.1, P), r"x must have shape \(\.\.\., 8, 8\)"),

@@ -265,7 +265,7 @@ def _wiener_samples(key, count, y, mask, noise, power):
     field_key, noise_key = jax.random.split(key)
     x = _simulate(field_key, count, power)
     seen = x + noise * jax.random.normal(noise_key, x.shape)
-    return x + _wiener_mean(y[None] - seen, mask, noise, power)
+    return x + _wiener_mean(y - seen, mask, noise, power)
 
 
 def wiener_samples(
@@ -273,13 +273,17 @@ def wiener_samples(
 ) -> jax.Array:
     """Independent exact samples of the posterior that `wiener_mean` is the mean of.
 
-    (count, n, n) for y (n, n). Constrained realisations: a field and an observation of it are
-    simulated, and the field is moved by the mean of the difference between y and that observation.
-    Hoffman & Ribak 1991, ApJ 380, L5, doi:10.1086/186160. Raises ValueError as `wiener_mean` does.
+    (count, n, n) for one y (n, n), or for one y each (count, n, n). Constrained realisations: a
+    field and an observation of it are simulated, and the field is moved by the mean of the
+    difference between y and that observation. Hoffman & Ribak 1991, ApJ 380, L5,
+    doi:10.1086/186160. Raises ValueError as `wiener_mean` does.
     """
     y, mask, power = _as_observation(y, mask, noise, power)
-    if y.ndim != 2:
-        raise ValueError(f"y must be one observation {power.shape}, got {y.shape}: use jax.vmap.")
+    if y.shape not in (power.shape, (count, *power.shape)):
+        raise ValueError(
+            f"y must be one observation {power.shape}, or {count} of them, got {y.shape}."
+        )
+    y = jnp.broadcast_to(y, (count, *power.shape))
     return _wiener_samples(key, count, y, mask, noise, power)
 
 

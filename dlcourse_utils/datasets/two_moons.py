@@ -13,7 +13,6 @@ The nodes are dense enough for a noise of at least `MIN_NOISE`. Nothing here is 
 from __future__ import annotations
 
 from functools import partial
-from numbers import Real
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +36,13 @@ _BLOCK = 1024
 
 
 def _check_noise(noise, least: float = 0.0, name: str = "noise") -> None:
-    """Only numbers are looked at: inside jit there is nothing to see."""
-    if isinstance(noise, Real) and not (noise > 0.0 and noise >= least):
+    """Inside jit there is nothing to look at."""
+    if isinstance(noise, jax.core.Tracer):
+        return
+    smallest = float(np.min(noise))
+    if not (smallest > 0.0 and smallest >= least * (1.0 - 1e-6)):  # single precision rounds
         wanted = f"at least {least}" if least else "positive"
-        raise ValueError(f"{name} must be {wanted}, got {noise}: it is a standard deviation.")
+        raise ValueError(f"{name} must be {wanted}, got {smallest}: it is a standard deviation.")
 
 
 def _as_points(x, name: str = "x") -> jax.Array:
@@ -244,10 +246,12 @@ def score_given_first(
 
     The gradient with respect to x (..., 2) of the log density of x_0 + sigma * eps, where x_0 is a
     point given one y, its first coordinate seen with ``obs_noise``. ``sigma`` is one number >= 0 or
-    a column (..., 1). Raises ValueError as `log_prob_given_first` does.
+    a column (..., 1). Raises ValueError as `log_prob_given_first` does, and for a negative sigma.
     """
     _check_noise(noise, MIN_NOISE)
     _check_noise(obs_noise, name="obs_noise")
+    if not isinstance(sigma, jax.core.Tracer) and not float(np.min(sigma)) >= 0.0:
+        raise ValueError(f"sigma must not be negative, got {float(np.min(sigma))}.")
     sigma = jnp.asarray(sigma, jnp.float32)
     return _score_given_first(_as_points(x), sigma, jnp.float32(y), obs_noise, noise)
 

@@ -102,7 +102,7 @@ def learned(exact: Score, score: Score, levels: np.ndarray, errors: np.ndarray) 
     ):
         _arrows(arrows, shown, _longest(of_exact), **style)
         arrows.plot([], [], color=style["color"], lw=500 * style["width"], label=name)
-    arrows.legend(loc="upper right", fontsize=8)
+    arrows.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize=9)
     arrows.set_title("Score, $\\sigma$ = 0.2", fontsize=11)
     size = sigma * np.linalg.norm(of_network - of_exact, axis=-1)
     image = error_map.pcolormesh(
@@ -150,11 +150,11 @@ def samples(points: Mapping[str, np.ndarray]) -> None:
 def flow(paths: np.ndarray, exact: np.ndarray, by_flow: np.ndarray) -> None:
     """Paths (levels, points, 2) of the ODE, and its log density against the exact one."""
     _, (left, right) = plt.subplots(1, 2, figsize=(10, 3.7), width_ratios=(1.5, 1))
-    left.plot(paths[:, :, 0], paths[:, :, 1], color=FAINT, lw=0.6)
+    left.plot(paths[:, :, 0], paths[:, :, 1], color=FAINT, ls="-", lw=0.6)
     left.plot(*paths[0].T, ".", color=OTHER, ms=4, label="start, $\\sigma$ = 2")
     left.plot(*paths[-1].T, ".", color=MODEL, ms=4, label="end, $\\sigma$ = 0.02")
     left.set(xlim=(-4, 5), ylim=(-3.5, 4), xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
-    left.legend(loc="upper right", fontsize=9)
+    left.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
     right.plot(exact, by_flow, ".", color=MODEL, ms=3, alpha=0.5, rasterized=True)
     right.axline((0, 0), slope=1, color=DATA, lw=1)
     right.set(xlabel="exact log density", ylabel="log density by the ODE", aspect="equal")
@@ -180,24 +180,26 @@ def posteriors(
     divergences: Mapping[str, float],
 ) -> None:
     """Posterior samples of each method on contours of the exact posterior."""
-    _, axes = plt.subplots(2, 3, figsize=(11, 5.8))
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.8))
     peak = exact.max()
     for ax, (name, x) in zip(axes.flat, points.items(), strict=False):
         ax.plot(*x[:1500].T, ".", color=MODEL, ms=2, alpha=0.5, rasterized=True)
         ax.contour(first, second, exact.T, levels=[0.05 * peak, 0.5 * peak], colors=TRUTH)
         ax.set(**_MOONS, xlabel="$x_1$", ylabel="$x_2$")
         ax.set_title(f"{name}\nKL {divergences[name]:.3f} nats", fontsize=10)
-    last = axes.flat[len(points)]
+    last, *unused = axes.flat[len(points) :]
+    for ax in unused:
+        figure.delaxes(ax)
     marginal = exact.sum(axis=0)
     bins = np.linspace(-1.2, 1.8, 31)
     for name, x in points.items():
-        if name.endswith(("unchanged", "HMC, convolved")):
-            colour, line = (OTHER, "-.") if name.endswith("unchanged") else (MODEL, "-")
+        if name.endswith(("DPS", "HMC, convolved")):
+            colour, line = (OTHER, "-.") if name.endswith("DPS") else (MODEL, "-")
             height = np.histogram(x[:, 1], bins, density=True)[0]
             last.stairs(height, bins, color=colour, ls=line, label=name)
     last.plot(second, marginal / np.trapezoid(marginal, second), color=TRUTH, label="exact")
     last.set(xlabel="$x_2$", ylabel="density")
-    last.set(ylim=(0, 2.1))
+    last.set_ylim(0.0, 1.5 * last.get_ylim()[1])
     last.legend(fontsize=8, loc="upper left")
 
 
