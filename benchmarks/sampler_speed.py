@@ -156,7 +156,7 @@ def course_samplers(lesson: Lesson, params: Any) -> dict[str, list[Sampler]]:
         "course: Langevin alone": [langevin],
         "course: annealed HMC": [partial(hmc, *n) for n in ((10, 1), (10, 2), (15, 2), (15, 3))],
         "course: reverse SDE, corrector": [partial(sde, n) for n in (11, 21, 41, 61)],
-        "course: ODE, diffrax": [partial(ode, tolerance) for tolerance in (1e-2, 1e-3, 1e-4)],
+        "course: ODE": [partial(ode, tolerance) for tolerance in (1e-2, 1e-3, 1e-4)],
     }
 
 
@@ -269,7 +269,7 @@ def report(results: Results, starts: dict[tuple[str, int], float]) -> str:
         row = cells[fewest] if fewest else ["never good enough", *[""] * (len(columns) - 1)]
         chosen.append(f"| {name} | {' | '.join(row)} |")
     everything = [f"| {name} | {' | '.join(row)} |" for (name, _), row in cells.items()]
-    lines = [conditions("jax", "flax", "diffrax", "torch", "diffusers"), "", head, *chosen]
+    lines = [conditions("jax", "flax", "scipy", "torch", "diffusers"), "", head, *chosen]
     return "\n".join([*lines, "", head, *everything])
 
 

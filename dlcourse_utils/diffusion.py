@@ -10,10 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
+from scipy.integrate import RK45
 
 from dlcourse_utils.errors import CourseError
 
@@ -116,7 +117,7 @@ def solve_ode(
 
     ``levels`` rise or fall from where ``state`` is; the first state of the result is ``state``
     itself, and those between the ends are interpolated, at up to ten times the error.
-    Runge-Kutta of order 5 (Tsitouras 2011) from diffrax in log sigma; its steps adapt to
+    Runge-Kutta of order 5 (Dormand & Prince 1980) from SciPy in log sigma; its steps adapt to
     ``tolerance``, relative and absolute, as a root mean square over the whole state. Raises
     `SamplerError` where ``max_steps`` do not reach the end, and ValueError for levels <= 0.
     """
@@ -131,35 +132,36 @@ def solve_ode(
         raise ValueError(f"Got tolerance {tolerance} and max_steps {max_steps}: use positive ones.")
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
         raise SamplerError("The ODE starts from NaN or infinite values.")
-    states, steps, done = _solve(velocity, state, np.log(levels), tolerance, max_steps)
-    if not done:
-        raise SamplerError(
-            f"The ODE solver did not get from sigma = {levels[0]:.3g} to {levels[-1]:.3g} within "
-            f"{max_steps} steps. Look at the velocity: a wrong sign or a NaN makes the steps "
-            "shrink. If it is right, raise `tolerance` or `max_steps`."
-        )
-    return Path(states, 6 * int(steps) + 1)  # the last stage of a step is the first of the next
+    flat, unravel = ravel_pytree(state)
 
-
-@partial(jax.jit, static_argnums=(0, 3, 4))
-def _solve(velocity, state, log_levels, tolerance, max_steps):
-    def field(log_sigma, state, _):
+    @jax.jit
+    def rate(log_sigma, flat):  # in log sigma
         sigma = jnp.exp(log_sigma)
-        return jax.tree.map(lambda speed: sigma * speed, velocity(sigma, state))
+        return sigma * ravel_pytree(velocity(sigma, unravel(flat)))[0]
 
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        diffrax.Tsit5(),
-        t0=log_levels[0],
-        t1=log_levels[-1],
-        dt0=None,
-        y0=state,
-        saveat=diffrax.SaveAt(ts=log_levels),
-        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
-        # Nothing is differentiated through the solver.
-        adjoint=diffrax.ForwardMode(),
-        max_steps=max_steps,
-        throw=False,
+    # SciPy steps on the host, in double precision; the velocity runs where JAX runs.
+    log_levels = np.log(levels.astype(float))
+    solver = RK45(
+        lambda t, y: np.asarray(rate(np.float32(t), y.astype(np.float32)), dtype=float),
+        log_levels[0],
+        np.asarray(flat, dtype=float),
+        log_levels[-1],
+        rtol=tolerance,
+        atol=tolerance,
     )
-    done = solution.result == diffrax.RESULTS.successful
-    return solution.ys, solution.stats["num_steps"], done
+    found = [np.asarray(flat)]
+    for _ in range(max_steps):
+        solver.step()
+        if solver.status == "failed":
+            break
+        between = solver.dense_output()
+        while len(found) < len(levels) and (log_levels[len(found)] - solver.t) * way[0] <= 0.0:
+            found.append(between(log_levels[len(found)]).astype(np.float32))
+        if solver.status == "finished":
+            states = [unravel(jnp.asarray(flat, dtype=jnp.float32)) for flat in found]
+            return Path(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), solver.nfev)
+    raise SamplerError(
+        f"The ODE solver did not get from sigma = {levels[0]:.3g} to {levels[-1]:.3g} within "
+        f"{max_steps} steps. Look at the velocity: a wrong sign or a NaN makes the steps shrink. "
+        "If it is right, raise `tolerance` or `max_steps`."
+    )

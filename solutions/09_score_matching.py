@@ -75,7 +75,7 @@ def exact_score(x, sigma):
     return two_moons.score(x, jnp.sqrt(two_moons.NOISE**2 + sigma**2))
 
 
-# %% tags=["verdict"] alt="Three panels for noise levels 0.1, 0.4 and 1.5: the density of the blurred two moons and arrows of its score. With little noise the arrows point straight to the nearest moon; with much noise the density is one round hill and all arrows point to its middle."
+# %% alt="Three panels for noise levels 0.1, 0.4 and 1.5: the density of the blurred two moons and arrows of its score. With little noise the arrows point straight to the nearest moon; with much noise the density is one round hill and all arrows point to its middle."
 points = two_moons.simulate(jax.random.key(1), 220_000)
 train, test = points[:200_000], points[200_000:]
 
@@ -326,7 +326,7 @@ learned_score = partial(score_with, denoiser_fit.params)
 # How good is it? Take points from $p_\sigma$ at ten levels, and compare with the exact score there: the *relative error* is
 # $E\,|s_\theta - s|^2 / E\,|s|^2$.
 
-# %% tags=["verdict"] alt="Left: exact and learned arrows of the score on the density for noise 0.2; they coincide but for some far from the moons. Middle: map of the error for the same noise, small where there are points, larger on the ridge between the moons and in the corners. Right: relative error against noise level, below the band of 0.5 per cent everywhere."
+# %% alt="Left: exact and learned arrows of the score on the density for noise 0.2; they coincide but for some far from the moons. Middle: map of the error for the same noise, small where there are points, larger on the ridge between the moons and in the corners. Right: relative error against noise level, below the band of 0.5 per cent everywhere."
 LEVELS = np.geomspace(SMALLEST, LARGEST, 10, dtype=np.float32)
 N = 10_000
 level_noise = np.asarray(jax.random.normal(jax.random.key(6), (N, 2)))
@@ -635,7 +635,7 @@ flow_velocity = check("09.6", flow_velocity)
 
 # %%
 def learned_velocity(sigma, x):
-    """dx/dsigma (n, 2); diffrax follows it by a Runge-Kutta method of order 5 with adapted steps."""
+    """dx/dsigma (n, 2); SciPy follows it by a Runge-Kutta method of order 5 with adapted steps."""
     return flow_velocity(sigma, x, learned_score)
 
 
@@ -650,7 +650,7 @@ print(f"The ODE took {path.calls} calls of the network.")
 # that were trained to tell samples from true points (Lopez-Paz & Oquab 2017). Half of their answers would be right by luck.
 
 
-# %% tags=["verdict"] alt="Four panels of samples with the arcs behind. Langevin alone leaves too many points on one moon; annealed HMC, reverse SDE and ODE fill both evenly."
+# %% alt="Four panels of samples with the arcs behind. Langevin alone leaves too many points on one moon; annealed HMC, reverse SDE and ODE fill both evenly."
 @partial(jax.jit, static_argnums=0)
 def finish(score, x):
     """Take the last bit of noise away: Tweedie's step, halved."""
@@ -683,7 +683,7 @@ figures.samples(samples)
 # $\log p$ changes at the rate $-\nabla \cdot v$, the divergence of the velocity. In two dimensions the trace of the Jacobian costs two derivatives.
 
 
-# %% tags=["verdict"] alt="Left: paths of the probability-flow ODE from the Gaussian to the moons. Right: log density by the ODE against the exact one, along the diagonal."
+# %% alt="Left: paths of the probability-flow ODE from the Gaussian to the moons. Right: log density by the ODE against the exact one, along the diagonal."
 def velocity_and_rate(sigma, state):
     """dx/dsigma (n, 2) of the points and its divergence (n,), the rate of -log p along a path."""
     x, _ = state
@@ -885,7 +885,7 @@ score = posterior_scores["convolved"]
 x, _ = anneal(score, jax.random.key(22), begin[:N_POSTERIOR], down, "annealed HMC")
 posterior_samples["annealed HMC, convolved"] = finish(score, x)
 
-# %% tags=["verdict"] alt="Four panels: samples of the posterior by each method on contours of the exact posterior, which is a large piece of the outer moon and a small one of the inner. A fifth: histograms of the second coordinate for two methods beside the exact density."
+# %% alt="Four panels: samples of the posterior by each method on contours of the exact posterior, which is a large piece of the outer moon and a small one of the inner. A fifth: histograms of the second coordinate for two methods beside the exact density."
 first = np.linspace(-1.79, 2.79, 230, dtype=np.float32)
 second = np.linspace(-1.19, 1.79, 150, dtype=np.float32)
 grid = np.stack(np.meshgrid(first, second, indexing="ij"), axis=-1)
@@ -1019,7 +1019,7 @@ fields = np.asarray(kept[-N_KEPT:]).reshape(-1, SIDE, SIDE)
 print(f"{len(fields)} fields, {accepted[-N_KEPT:].mean():.0%} of the moves accepted")
 diffusion.require_moves(accepted, field_levels, label="Gaussian field")
 
-# %% tags=["verdict"] alt="Seven maps: the true field, the observation with holes, the Wiener mean, the mean of the samples, one sample, and the exact spread beside that of the samples. Means agree; the spread is large in the holes."
+# %% alt="Seven maps: the true field, the observation with holes, the Wiener mean, the mean of the samples, one sample, and the exact spread beside that of the samples. Means agree; the spread is large in the holes."
 field_mean, field_std = fields.mean(axis=0), fields.std(axis=0)
 figures.fields(
     {"truth": truth, "observed": sky, "Wiener filter, exact": wiener, "mean of samples": field_mean}
@@ -1161,7 +1161,7 @@ diffusion.require_moves(accepted, lumpy_levels, label="log-normal field")
 # The Wiener filter smooths all places alike. The samples know better: low places are smooth, peaks are sharp. Look at the spread, too: a Gaussian posterior would have the same error everywhere that is observed. Here high places are less certain than low ones. Is it right? In 68 % of the
 # pixels the truth must lie in the 68 % interval of the samples; and the mean must beat the Wiener filter.
 
-# %% tags=["verdict"] alt="Maps of one sky: the true log-normal field with a few high peaks, the observation with holes, the Wiener filter, the mean of the samples, one sample, and the spread of the samples, which is large in the holes and on the peaks."
+# %% alt="Maps of one sky: the true log-normal field with a few high peaks, the observation with holes, the Wiener filter, the mean of the samples, one sample, and the spread of the samples, which is large in the holes and on the peaks."
 figures.fields(
     {
         "truth": lumpy[0],
