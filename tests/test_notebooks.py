@@ -88,8 +88,9 @@ def test_all_verdicts_are_in_their_bands(source):
     records = execute.verdicts(notebook)
     assert records
     assert [record["name"] for record in records if not record["ok"]] == []
-    for cell in code_cells(notebook):  # nbval compares what has this tag
-        if execute.verdicts({"cells": [cell]}):
+    # nbval compares what has this tag; it draws no figures, so a cell with one cannot be compared.
+    for cell in code_cells(notebook):
+        if execute.verdicts({"cells": [cell]}) and "mystnb" not in cell.metadata:
             assert "nbval-check-output" in cell.metadata.get("tags", []), cell.source
 
 
@@ -190,11 +191,3 @@ def test_a_fault_is_seen(fault):
 
 def test_outputs_of_a_student_notebook_are_seen():
     assert faults(solved(), solved=False) == ["execution counts", "outputs"]
-
-
-@pytest.mark.parametrize("source", LESSONS, ids=lambda path: path.stem)
-def test_every_stored_verdict_is_in_its_band(source):
-    outputs = [output for cell in code_cells(read("solutions", source)) for output in cell.outputs]
-    records = [output.get("metadata", {}).get("dlcourse", {}) for output in outputs]
-    verdicts = [record["verdict"] for record in records if "verdict" in record]
-    assert verdicts and [record["name"] for record in verdicts if not record["ok"]] == []
