@@ -22,7 +22,7 @@ State = Any
 
 
 class SamplerError(CourseError):
-    """A chain left the finite numbers, or an ODE solver did not reach its end."""
+    """A chain left the finite numbers or stands still, or an ODE solver did not reach its end."""
 
 
 def noise_levels(n: int, largest: float, smallest: float) -> np.ndarray:

@@ -674,7 +674,8 @@ figures.samples(samples)
 
 # %% [markdown]
 # Langevin alone fails on the weights: the share of each moon is that of the start. Count the calls of the network: 100 for Langevin,
-# 30 × 9 for HMC, 120 for the SDE with its corrector, and some 45 for the ODE. All inherit the error of the score. Beyond that, the SDE has an error of the order of its
+# 30 × 9 for HMC, 120 for the SDE with its corrector, and least of all for the ODE (printed
+# above). All inherit the error of the score. Beyond that, the SDE has an error of the order of its
 # steps, the ODE that of its tolerance, and HMC that of its line integral, where the score is not quite a gradient (section 5).
 #
 # ### The density of a sample
