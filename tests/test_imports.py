@@ -18,7 +18,7 @@ MODULES = sorted(
 LAYERS = (
     {"bootstrap", "env", "errors", "files", "paths", "registry"},
     {"datasets", "diagnostics", "diffusion", "exact", "field_denoiser", "flows", "lessons"}
-    | {"percent", "plot", "regions", "telescope", "train", "two_sample", "verdicts"},
+    | {"percent", "photometry", "plot", "regions", "telescope", "train", "two_sample", "verdicts"},
     {"checks", "widgets"},
     {"build", "cli", "doctor", "execute", "leaks", "pages", "render", "run"},
 )
