@@ -403,7 +403,7 @@ def _population(key: jax.Array, n: int) -> Galaxies:
     way = uniform(high=2.0 * jnp.pi, rank=2)
     u, v = r * jnp.cos(way), r * jnp.sin(way) * parts.disc_axis_ratio[:, None]
     cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
-    count = jnp.where(disc & (uniform() < 0.4), jnp.floor(uniform(1.0, 5.0)), 0.0)
+    count = jnp.where(disc & (uniform() < 0.5), jnp.floor(uniform(1.0, 5.0)), 0.0)
     there = jnp.arange(4.0)[None, :] < count[:, None]
     return Galaxies(
         magnitude=magnitude,
@@ -420,10 +420,10 @@ def _population(key: jax.Array, n: int) -> Galaxies:
         bar_fraction=jnp.where(disc & (uniform() < 0.3), uniform(0.05, 0.15), 0.0),
         bar_length=bar_length,
         bar_angle=turn,
-        clump_fraction=jnp.where(there, uniform(0.01, 0.04, rank=2), 0.0),
+        clump_fraction=jnp.where(there, uniform(0.01, 0.05, rank=2), 0.0),
         clump_x=u * cos - v * sin,
         clump_y=u * sin + v * cos,
-        clump_fwhm=uniform(0.05, 0.15, rank=2),
+        clump_fwhm=uniform(0.05, 0.3, rank=2),
     )
 
 
