@@ -86,7 +86,9 @@ def _as_psf(psf, pixel: float) -> np.ndarray:
     if not np.isfinite(psf).all():
         raise TelescopeError("The PSF holds NaN or infinite values: replace them first, say by 0.")
     if not (isinstance(pixel, Real) and 0.0 < pixel < np.inf):
-        raise TelescopeError(f"pixel, the arcsec of a pixel of the PSF, must be positive: {pixel}.")
+        raise TelescopeError(
+            f"pixel, the arcsec of a pixel of the PSF, must be positive, got {pixel}."
+        )
     total = psf.sum()
     if not total > 1e-3 * np.abs(psf).sum():
         raise TelescopeError(
