@@ -19,7 +19,7 @@ from scipy.special import j1
 from dlcourse_utils.datasets.galaxies import PIXEL, ZERO_POINT
 
 WEIGHT = 0.4  # arcsec, standard deviation of the Gaussian weight of moments and centroid
-REACH = 2.0  # pixels: a centroid is looked for no farther than this from the stamp's centre
+REACH = 2.0  # pixels: no centroid is farther than this from the stamp's centre
 
 _STEP = 0.125  # pixels between the radii of the curve of growth
 _ITERATIONS = 5  # of the centroid: a Gaussian is there after the first
@@ -83,13 +83,13 @@ def _moments(image, centre, width):
     return dy @ image @ dx.T
 
 
-def _centroid(image, width):
+def _centroid(image, width, reach=REACH):
     def closer(_, centre):
         m = _moments(image, centre, width)
         # The weight holds the mean back near its own centre, by this share if all is Gaussian.
         wide = (m[2, 0] + m[0, 2]) / (2.0 * m[0, 0] * width**2)
         step = jnp.stack([m[1, 0], m[0, 1]]) / (m[0, 0] * jnp.clip(1.0 - wide, 0.2, 1.0))
-        return jnp.clip(centre + step, -REACH, REACH)
+        return jnp.clip(centre + step, -reach, reach)
 
     return jax.lax.fori_loop(0, _ITERATIONS, closer, jnp.zeros(2))
 
@@ -171,6 +171,24 @@ def measure(images: jax.Array, *, weight: float = WEIGHT) -> Photometry:
     ]
     numbers = np.concatenate([np.zeros((0, 5), np.float32), *blocks])[:count]
     return Photometry(*numbers.T.reshape(5, *leading))
+
+
+@jax.jit
+def _centroids(images, width, reach):
+    return jax.vmap(lambda image: _centroid(image, width, reach))(images)
+
+
+def centroid(images: jax.Array, width: float, reach: float = REACH) -> np.ndarray:
+    """Where galaxies are: (..., 2), row and column from the centre of images (..., n, n), pixels.
+
+    The mean under a round Gaussian weight of ``width`` pixels that lies on it, found from the
+    stamp's centre and at most ``reach`` pixels from it. Unlike `measure` it takes pixels of any
+    size. Raises ValueError for a shape that is no stamp.
+    """
+    _check_stamps(images, "images")
+    images = np.asarray(images, dtype=np.float32)
+    found = _centroids(images.reshape(-1, *images.shape[-2:]), width, reach)
+    return np.asarray(found).reshape(*images.shape[:-2], 2)
 
 
 @jax.jit
