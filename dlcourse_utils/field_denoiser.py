@@ -12,27 +12,22 @@ with a weight outside of 0 to 1, so a peak higher than all seen in training is n
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from numbers import Real
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dlcourse_utils import registry
+from dlcourse_utils import registry, weights
 from dlcourse_utils.datasets import random_fields
 from dlcourse_utils.errors import CourseError
+from dlcourse_utils.weights import Params
 
 SIZE = 32  # pixels of a side
 SIGMAS = (0.03, 6.0)  # the noise levels that the weights are trained for
 VERSION = 1  # of the file
-
-Params = dict[str, Any]
 
 # Noise levels of the filters that are blended, in units of sigma, and where W itself stands.
 _LEVELS = np.array([0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
@@ -43,7 +38,7 @@ _RINGS = 8
 
 
 class FieldDenoiserError(CourseError):
-    """A file of weights or an input cannot be used."""
+    """An input cannot be used."""
 
 
 def _prior(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,47 +135,21 @@ class FieldDenoiser(nn.Module):
         return smoothed[_OWN] + correction
 
 
-def _expected() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights."""
-    x = jax.ShapeDtypeStruct((1, SIZE, SIZE), jnp.float32)
-    tree = jax.eval_shape(FieldDenoiser().init, jax.random.key(0), x, 1.0)
-    return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
+def _init() -> Params:
+    x = jnp.zeros((1, SIZE, SIZE), jnp.float32)
+    return FieldDenoiser().init(jax.random.key(0), x, 1.0)
 
 
 def save(path: Path, params: Params, provenance: str) -> None:
     """Write weights as .npz in single precision, with the version and where they come from."""
-    arrays = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
-    np.savez(path, version=np.array(VERSION), provenance=np.array(provenance), **arrays)
+    weights.save(path, params, VERSION, provenance)
 
 
 def load(path: Path | None = None) -> Params:
     """The weights of `FieldDenoiser`, the shipped ones unless a ``path`` is given.
 
-    Raises `FieldDenoiserError` if the file cannot be read, is of another version or does not hold
-    finite weights of the right shapes; `registry.RegistryError` if the shipped file is damaged.
+    Raises `weights.WeightsError` if the file cannot be used, `registry.RegistryError` if the
+    shipped file is damaged.
     """
-    path = registry.path("field_denoiser.npz") if path is None else Path(path)
-
-    def unusable(why: str) -> FieldDenoiserError:
-        return FieldDenoiserError(
-            f"{path} cannot be used ({why}): install the course again, or make the file with "
-            "scripts/train_field_denoiser.py."
-        )
-
-    try:
-        # Opened here, because numpy leaves a file open that it cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = dict(stored)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
-        raise unusable("it is not a complete .npz file of numbers") from None
-    version = arrays.pop("version", None)
-    if version is None or version.shape != () or version != VERSION:
-        raise unusable(f"its version is {version}, and this course reads {VERSION}")
-    arrays.pop("provenance", None)
-    if {name: array.shape for name, array in arrays.items()} != _expected():
-        raise unusable("its arrays are not those of this network")
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise unusable("it holds values that are not finite")
-    return unflatten_dict(
-        {name: jnp.asarray(a, jnp.float32) for name, a in arrays.items()}, sep="/"
-    )
+    path = registry.path("field_denoiser.npz") if path is None else path
+    return weights.load(path, _init, VERSION, "scripts/train_field_denoiser.py")

@@ -11,6 +11,7 @@ import pytest
 from dlcourse_utils import field_denoiser, registry
 from dlcourse_utils.datasets import random_fields
 from dlcourse_utils.field_denoiser import SIZE, FieldDenoiser, FieldDenoiserError
+from dlcourse_utils.weights import WeightsError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train_field_denoiser.py"
 KEY = jax.random.key(50)
@@ -193,7 +194,7 @@ def test_a_wrong_file_is_refused_in_one_sentence(params, tmp_path, changes, why)
     np.savez(path, **stored(params))
     field_denoiser.load(path)  # the file is right but for the change
     np.savez(path, **stored(params, **changes))
-    with pytest.raises(FieldDenoiserError) as error:
+    with pytest.raises(WeightsError) as error:
         field_denoiser.load(path)
     text = str(error.value)
     assert text.startswith(f"{path} cannot be used ({why}")
@@ -219,5 +220,5 @@ def test_a_damaged_file_is_refused_in_one_sentence(tmp_path, damage):
                 "empty": b"",
             }[damage]
         )
-    with pytest.raises(FieldDenoiserError, match=r"it is not a complete \.npz file"):
+    with pytest.raises(WeightsError, match=r"it is not a complete \.npz file"):
         field_denoiser.load(path)
