@@ -96,13 +96,15 @@ def test_difference_of_gaussians_is_a_gaussian():
     assert float(found.sum()) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_coarse_and_fine_images_of_a_psf_give_the_same_kernel(kernel):
-    fine = telescope.moffat()
+@pytest.mark.parametrize(("fwhm", "within"), [(0.5, 3e-3), (0.7, 1e-4)])
+def test_coarse_and_fine_images_of_a_psf_give_the_same_kernel(fwhm, within):
+    fine = telescope.moffat(fwhm)
     coarse = fine[1::FACTOR, 1::FACTOR]  # the middle, pixel 250, is among these
     assert coarse.shape == (167, 167) and coarse.argmax() == 83 * 167 + 83
     found = telescope.difference_kernel(coarse, SURVEY_PIXEL)
-    # The seeing leaves 1e-4 of the power beyond what 0.168 arcsec can hold.
-    assert np.abs(found - kernel).max() < 1e-4 * kernel.max()
+    # What is lost are frequencies beyond those that pixels of 0.168 arcsec can hold.
+    kernel = telescope.difference_kernel(fine)
+    assert np.abs(found - kernel).max() < within * kernel.max()
 
 
 def test_kernel_gives_the_psf_back(kernel, measured):
@@ -139,6 +141,8 @@ def galsim_cases(measured):
     for number in range(50):
         if number % 10 == 9:
             kernels.append(telescope.difference_kernel(measured, SURVEY_PIXEL))
+            # Band limited, nearly. GalSim's default, quintic polynomials, gives another PSF between
+            # the pixels: 3e-3 of the peak off here, and off the truth where that is known.
             image = galsim.Image(measured, scale=SURVEY_PIXEL)
             psf = galsim.InterpolatedImage(image, x_interpolant="lanczos15", flux=1)
             method = "no_pixel"
@@ -168,7 +172,7 @@ def test_fifty_galaxies_and_psfs_against_galsim(galsim_cases):
         f"worst of 50: {error.max():.1e}, Moffat alone {np.delete(error, np.s_[9::10]).max():.1e}"
     )
     assert error.max() < 3e-4
-    # What the stamp cuts off is another matter, and must be in no one's way: 3 % at most.
+    # What the stamp cuts off is another matter, and is no error of the operator: some per cent.
     cut = jax.jit(jax.vmap(telescope.observe))(middle(x, SIZE), kernels)
     lost = np.abs(np.asarray(cut) - y).max(axis=(1, 2)) / y.max(axis=(1, 2))
     print(f"light from outside the stamp: up to {lost.max():.1e}, median {np.median(lost):.1e}")
