@@ -196,13 +196,13 @@ def components(galaxies: Galaxies) -> Components:
     """Disc and bulge of ``galaxies``, before arms, bars and clumps take their part of the disc.
 
     The bulge is the rounder of the two: with e = (1 - q) / (1 + q) of the galaxy and a bulge
-    fraction B, it has (1 + B) / 2 of e, and the disc what keeps the mean over the flux at e.
+    fraction B, it has (3 + B) / 4 of e, and the disc what keeps the mean over the flux at e.
     """
     n = galaxies.sersic
     split = _interpolate(jnp.clip(n, 1.0, 4.0), _MIXED_INDICES, _tables()[2])
     fraction = split[..., 0]
     e = (1.0 - galaxies.axis_ratio) / (1.0 + galaxies.axis_ratio)
-    disc_e = jnp.minimum((1.0 + 0.5 * fraction) * e, jnp.maximum(e, 0.75))
+    disc_e = jnp.minimum((1.0 + 0.25 * fraction) * e, jnp.maximum(e, 0.75))
     # Without a bulge its shape does not count, but must be a number.
     bulge_e = (e - (1.0 - fraction) * disc_e) / jnp.maximum(fraction, 1e-3)
     disc_q, bulge_q = (1.0 - disc_e) / (1.0 + disc_e), (1.0 - bulge_e) / (1.0 + bulge_e)
