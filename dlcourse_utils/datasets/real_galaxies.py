@@ -24,8 +24,8 @@ Each galaxy is moved so that its weighted centroid is the stamp's centre.
 doi:10.1093/pasj/psx066; it comes with scarlet, Melchior et al. 2018,
 doi:10.1016/j.ascom.2018.07.001), of which `load_hsc` takes the i band: counts, zero point 27, on
 pixels of 0.168 arcsec. Of its seven peaks number 0 is a star. The best target is number 1, the only
-bright galaxy: magnitude 20.8, well resolved, 2.9 arcsec from that star. It has 400 times the noise
-at its peak, so that the PSF counts: moved to the star, it fits it to 1 % of the peak, and no better.
+bright galaxy: magnitude 20.6, well resolved, 2.9 arcsec from that star. Its peak is 400 times the
+noise, so that errors of the PSF count: moved to the star, the PSF fits it to 1 % of its peak.
 
 The files are fetched (`dlcourse_utils.registry`), not shipped.
 """
