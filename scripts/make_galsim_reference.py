@@ -14,7 +14,8 @@ some ten seconds. Arrays in the file:
 - ``images`` (50, 21, 21): nJy per pixel of 0.168 arcsec;
 - ``provenance``: a text.
 
-The sha256 printed at the end belongs in data/registry.toml.
+How a galaxy is made of a disc and a bulge, GalSim is told by `galaxies.components`: whoever changes
+that makes this file again. The sha256 printed at the end belongs in data/registry.toml.
 """
 
 import hashlib
