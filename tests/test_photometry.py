@@ -1,6 +1,5 @@
 """Photometry: closed forms, GalSim's sizes and adaptive moments, scikit-image's PSNR."""
 
-import galsim
 import numpy as np
 import pytest
 from scipy.optimize import brentq
@@ -8,6 +7,8 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from dlcourse_utils import photometry
 from dlcourse_utils.datasets.galaxies import PIXEL, RESOLUTION, SIZE, ZERO_POINT
+
+galsim = pytest.importorskip("galsim", reason="GalSim is not installed")
 
 
 def draw(profile, x=0.0, y=0.0, n=SIZE):
@@ -68,6 +69,21 @@ def test_a_steeper_profile_is_more_concentrated():
     profiles = [galsim.Sersic(n=n, half_light_radius=0.4) for n in (0.5, 1, 2, 4)]
     found = photometry.measure(np.stack([draw(blurred(p)) for p in profiles])).concentration
     assert np.all(np.diff(found) > 0.1) and found[0] < 2.4 and found[-1] > 3.3
+
+
+def test_centroid_is_found_whatever_the_width_and_the_pixel():
+    places = np.array([(0.0, 0.0), (1.5, -1.2), (-0.3, 1.9)])
+    for fwhm in (0.2, 0.6, 1.1):
+        profile = galsim.Gaussian(fwhm=fwhm).shear(g1=0.2)
+        images = np.stack([draw(profile, x, y) for y, x in places])
+        found = photometry.centroid(images, photometry.WEIGHT / PIXEL)
+        np.testing.assert_allclose(found, places, atol=0.02)
+    # The one beyond the reach stops there.
+    assert np.abs(photometry.centroid(images, 7.0, 1.0)).max() == 1.0
+    wide = galsim.Gaussian(fwhm=0.6).shift(0.2, -0.1).drawImage(nx=21, ny=21, scale=0.2)
+    np.testing.assert_allclose(photometry.centroid(wide.array, 2.0), [-0.5, 1.0], atol=0.01)
+    with pytest.raises(ValueError, match="images must have shape"):
+        photometry.centroid(np.ones(63), 2.0)
 
 
 # --- ellipticity -----------------------------------------------------------------------------

