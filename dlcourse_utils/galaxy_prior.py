@@ -21,9 +21,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import optimize
 
-from dlcourse_utils import registry, weights
-from dlcourse_utils.datasets.galaxies import SIZE, ZERO_POINT
+from dlcourse_utils import registry, telescope, weights
+from dlcourse_utils.datasets import galaxies
+from dlcourse_utils.datasets.galaxies import SIZE, ZERO_POINT, Galaxies
 from dlcourse_utils.errors import CourseError
 from dlcourse_utils.weights import Params
 
@@ -31,8 +33,13 @@ SHAPE = 32  # latents of the shape
 DIM = SHAPE + 1  # and one of the magnitude
 VERSION = 1  # of the file
 
+# Noise of Hubble's COSMOS images at the course's pixels and resolution: of the sky, nJy, and of the
+# galaxy's own light, nJy^2 per nJy (an electron in a second is 152.8 nJy; exposure 2028 s).
+HUBBLE_SKY, HUBBLE_SHOT = 1.0, 152.8 / 2028.0
+
 _MAGNITUDE = (22.75, 0.75)  # zero and unit of its latent
 _PIXELS = SIZE * SIZE
+_SEED = 6  # of the galaxies it is trained on
 _COUPLINGS = 10
 
 
@@ -174,6 +181,55 @@ def _check(batch: jax.Array, shape: tuple[int, ...], name: str) -> None:
             f"{name} must have shape (n, {sizes}), got {batch.shape}: give a batch, {name}[None] "
             "for a single one."
         )
+
+
+def training_set() -> Galaxies:
+    """The 40,960 galaxies whose images the shipped weights have been trained on."""
+    return galaxies.population(jax.random.key(_SEED), 40_960)
+
+
+def hubble_variance(images: jax.Array) -> jax.Array:
+    """Variance in nJy^2 of each pixel of images in nJy at the depth of Hubble's COSMOS survey."""
+    return HUBBLE_SKY**2 + HUBBLE_SHOT * images
+
+
+@jax.jit
+def _minus_log_posterior(z, prior, y, variance, operator):
+    def of(z):
+        mean = telescope.apply(operator, prior.decode(z[None])[0])
+        return 0.5 * jnp.sum((y - mean) ** 2 / variance) - prior.log_prob(z[None])[0]
+
+    return jax.value_and_grad(of)(z)
+
+
+def rough_start(y: jax.Array) -> jax.Array:
+    """Latents z (n, DIM) from which to look for the galaxies in y (n, 21, 21): an average shape
+    with the flux of the image."""
+    zero, unit = _MAGNITUDE
+    flux = jnp.maximum(y.sum(axis=(1, 2)), 1.0)
+    magnitude = (ZERO_POINT - 2.5 * jnp.log10(flux) - zero) / unit
+    return jnp.zeros((len(y), DIM)).at[:, SHAPE].set(magnitude)
+
+
+def most_probable(
+    prior: GalaxyPrior, y: jax.Array, variance: jax.Array, operator: jax.Array, start: jax.Array
+) -> tuple[np.ndarray, float]:
+    """A mode of the posterior of one galaxy: its latent z (DIM,), and -log posterior there.
+
+    y and ``variance`` (21, 21), ``operator`` as in `telescope.operator`, ``start`` (DIM,). By
+    SciPy's L-BFGS-B. There can be other modes, from other starts. The value lacks the constants of
+    the likelihood. Raises `telescope.TelescopeError` for an observation that cannot be fitted.
+    """
+    telescope.check_observation(y, variance)
+
+    def objective(z):
+        value, slope = _minus_log_posterior(z.astype(np.float32), prior, y, variance, operator)
+        return float(value), np.asarray(slope, dtype=float)
+
+    found = optimize.minimize(
+        objective, np.asarray(start, float), jac=True, method="L-BFGS-B", options={"maxiter": 500}
+    )
+    return found.x.astype(np.float32), float(found.fun)
 
 
 def init(key: jax.Array) -> Params:
