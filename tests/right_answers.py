@@ -535,6 +535,166 @@ def likelihood_hypot(x, y, mask, noise, sigma):
     return (mask * y - mask * x) / width / width
 
 
+def convolve_fft2(x, kernel):
+    n, m = x.shape[-1], kernel.shape[-1]
+    sides = (n + m, n + m)
+    product = jnp.fft.fft2(x, s=sides) * jnp.fft.fft2(kernel, s=sides) / jnp.sum(kernel)
+    return jnp.fft.ifft2(product).real[..., m // 2 : m // 2 + n, m // 2 : m // 2 + n]
+
+
+def convolve_rolled(x, kernel):
+    half, n = kernel.shape[0] // 2, x.shape[-1]
+    room = n + half
+    kernel = jnp.pad(kernel / kernel.sum(), (0, max(0, room - len(kernel))))
+    kernel = jnp.roll(kernel, (-half, -half), axis=(0, 1))
+    transfer = jnp.fft.rfft2(kernel)
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, len(kernel) - n)] * 2)
+    return jnp.fft.irfft2(jnp.fft.rfft2(padded) * transfer, s=kernel.shape)[..., :n, :n]
+
+
+def convolve_scipy(x, kernel):
+    def one(image):
+        full = jax.scipy.signal.fftconvolve(image, kernel / kernel.sum(), mode="full")
+        half, n = kernel.shape[0] // 2, image.shape[0]
+        return full[half : half + n, half : half + n]
+
+    return jnp.vectorize(one, signature="(n,n)->(n,n)")(x)
+
+
+def convolve_lax(x, kernel):
+    half, n = kernel.shape[-1] // 2, x.shape[-1]
+    weights = (kernel / kernel.sum())[::-1, ::-1][None, None]
+    images = x.reshape(-1, 1, n, n)
+    blurred = jax.lax.conv_general_dilated(images, weights, (1, 1), [(half, half)] * 2)
+    return blurred.reshape(x.shape)
+
+
+def likelihood_logpdf(y, mean, variance):
+    used = variance < jnp.inf
+    width = jnp.sqrt(jnp.where(used, variance, 4.0))
+    return jnp.where(used, jax.scipy.stats.norm.logpdf(y, mean, width), 0.0).sum((1, 2))
+
+
+def likelihood_inverse_variance(y, mean, variance):
+    weight = 1.0 / variance
+    log_weight = jnp.where(weight > 0, jnp.log(jnp.where(weight > 0, weight, 1.0)), 0.0)
+    count = jnp.sum(weight > 0, axis=(-1, -2))
+    chi2 = jnp.einsum("nij,nij->n", weight, jnp.square(mean - y))
+    return 0.5 * (log_weight.sum((-1, -2)) - chi2 - count * jnp.log(2 * jnp.pi))
+
+
+def likelihood_one_by_one(y, mean, variance):
+    def pixel(y, mean, variance):
+        known = jnp.isfinite(variance)
+        normal = tfd.Normal(mean, jnp.sqrt(jnp.where(known, variance, 1.0)))
+        return jax.lax.select(known, normal.log_prob(y), jnp.zeros_like(y))
+
+    image = jax.vmap(jax.vmap(pixel))
+    return jax.vmap(lambda *maps: jnp.sum(image(*maps)))(y, mean, variance)
+
+
+def wiener_cholesky(y, variance, prior):
+    factor = jax.scipy.linalg.cho_factor(prior.cov_yy + jnp.diag(variance))
+    return prior.mean_x + prior.cov_xy @ jax.scipy.linalg.cho_solve(factor, y - prior.mean_y)
+
+
+def wiener_inverse(y, variance, prior):
+    inverse = jnp.linalg.inv(prior.cov_yy + variance * jnp.eye(len(variance)))
+    return prior.mean_x - jnp.einsum("pq,qr,r->p", prior.cov_xy, inverse, prior.mean_y - y)
+
+
+def wiener_matrix(y, variance, prior):
+    places = jnp.diag_indices(len(y))
+    total = prior.cov_yy.at[places].add(variance)
+    gain = jnp.linalg.solve(total.T, prior.cov_xy.T).T
+    return gain @ y + (prior.mean_x - gain @ prior.mean_y)
+
+
+def wiener_whitened(y, variance, prior):
+    sigma = jnp.sqrt(variance)
+    total = prior.cov_yy / jnp.outer(sigma, sigma) + jnp.eye(y.size)
+    weights = jax.scipy.linalg.solve(total, (y - prior.mean_y) / sigma, assume_a="pos") / sigma
+    return jnp.add(prior.mean_x, jnp.matmul(prior.cov_xy, weights))
+
+
+def posterior_logpdf(z, y, variance, observe, prior):
+    log_likelihood = likelihood_logpdf(y, observe(prior.decode(z)), variance)
+    return -(prior.log_prob(z) + log_likelihood)
+
+
+def posterior_constant_free(z, y, variance, observe, prior):
+    chi2 = jnp.sum((y - observe(prior.decode(z))) ** 2 / variance, axis=(1, 2))
+    return 0.5 * chi2 - prior.log_prob(z)
+
+
+def posterior_one_by_one(z, y, variance, observe, prior):
+    def one(z, y, variance):
+        mean = observe(prior.decode(z[None]))
+        fit = likelihood_inverse_variance(y[None], mean, variance[None])
+        return -jnp.squeeze(fit + prior.log_prob(z[None]))
+
+    return jax.vmap(one)(z, y, variance)
+
+
+def gradient_one_by_one(z, y, variance, observe, prior):
+    def one(z, y, variance):
+        return posterior_logpdf(z[None], y[None], variance[None], observe, prior)[0]
+
+    return jax.vmap(jax.grad(one))(z, y, variance)
+
+
+def gradient_vjp(z, y, variance, observe, prior):
+    def values(z):
+        return posterior_constant_free(z, y, variance, observe, prior)
+
+    heights, pull = jax.vjp(values, z)
+    (slopes,) = pull(jnp.ones_like(heights))
+    return slopes
+
+
+def gradient_value_and_grad(z, y, variance, observe, prior):
+    def loss(z, y):
+        return len(z) * jnp.mean(posterior_logpdf(z, y, variance, observe, prior))
+
+    return jax.value_and_grad(loss, argnums=0)(z, y)[1]
+
+
+def gradient_two_parts(z, y, variance, observe, prior):
+    images, pull = jax.vjp(lambda z: observe(prior.decode(z)), z)
+    (fit,) = pull((images - y) / variance)
+    return fit - jax.grad(lambda z: jnp.sum(prior.log_prob(z)))(z)
+
+
+def gradient_diagonal(z, y, variance, observe, prior):
+    every = jax.jacfwd(posterior_logpdf)(z, y, variance, observe, prior)
+    return jnp.einsum("iid->id", every)
+
+
+def surprise_where(y, mean, variance):
+    used = jnp.isfinite(variance)
+    squares = jnp.where(used, jnp.square(y - mean) / jnp.where(used, variance, 1.0), 0.0)
+    nu = used.sum((1, 2))
+    reduced = squares.sum((1, 2)) / nu
+    return reduced, (reduced - 1.0) / jnp.sqrt(2.0 / nu)
+
+
+def surprise_weights(y, mean, variance):
+    weight = 1.0 / variance
+    nu = jnp.count_nonzero(weight, axis=(-1, -2))
+    chi2 = jnp.einsum("nij,nij,nij->n", weight, y - mean, y - mean)
+    return jnp.stack([chi2 / nu, (chi2 - nu) * (2 * nu) ** -0.5])
+
+
+def surprise_one_by_one(y, mean, variance):
+    def image(y, mean, variance):
+        pulls = ((mean - y) / jnp.sqrt(variance)).ravel()
+        nu = jnp.sum(variance < jnp.inf)
+        chi2 = pulls @ pulls
+        return chi2 / nu, (chi2 - nu) / jnp.sqrt(nu) / jnp.sqrt(2.0)
+
+    return jax.vmap(image)(y, mean, variance)
+
+
 RIGHT = {
     "01.1": (m_sigma_numpy, m_sigma_lstsq, m_sigma_polynomial),
     "01.2": (mse_dot, mse_column, mse_vmapped, mse_float64),
@@ -563,6 +723,18 @@ RIGHT = {
     "03.4": (stack_independent, stack_nested, stack_from_the_base, stack_loop),
     "03.5": (given_def, given_y_first, given_stacked, given_object),
     "03.6": (score_vmapped, score_by_hand, score_mvn, score_vjp),
+    "06.1": (convolve_fft2, convolve_rolled, convolve_scipy, convolve_lax),
+    "06.2": (likelihood_logpdf, likelihood_inverse_variance, likelihood_one_by_one),
+    "06.3": (wiener_cholesky, wiener_inverse, wiener_matrix, wiener_whitened),
+    "06.4": (posterior_logpdf, posterior_constant_free, posterior_one_by_one),
+    "06.5": (
+        gradient_one_by_one,
+        gradient_vjp,
+        gradient_value_and_grad,
+        gradient_two_parts,
+        gradient_diagonal,
+    ),
+    "06.6": (surprise_where, surprise_weights, surprise_one_by_one),
     "09.1": (denoise_by_noise, denoise_broadcast, denoise_einsum),
     "09.2": (dsm_weight, dsm_norm, dsm_twice_the_mean, dsm_vdot),
     "09.3": (precondition_inverse, precondition_ratio, precondition_hypot),
