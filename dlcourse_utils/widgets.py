@@ -167,6 +167,46 @@ class DiffusionExplorer(Explorer):
         dots.set_data(*self._points[nearest].T)
 
 
+class StrengthExplorer(Explorer):
+    """A galaxy as seen, restored with one strength of a prior, and as it is."""
+
+    def __init__(
+        self,
+        strengths: np.ndarray,
+        restored: np.ndarray,
+        notes: Sequence[str],
+        seen: np.ndarray,
+        truth: np.ndarray,
+    ):
+        super().__init__()
+        self._strengths, self._restored, self._notes = np.asarray(strengths), restored, notes
+        # In arcsinh, so that faint arms and bright centres are both seen.
+        images = {"seen": seen, "restored": restored[0], "truth": truth}
+        for i, (name, image) in enumerate(images.items()):
+            picture = self.ax.imshow(
+                np.arcsinh(image),
+                extent=(1.1 * i, 1.1 * i + 1.0, 0.0, 1.0),
+                origin="lower",
+                cmap="magma",
+                vmin=-1.0,
+                vmax=np.arcsinh(np.max(truth)),
+                animated=name == "restored",
+            )
+            self.ax.text(1.1 * i + 0.5, -0.07, name, ha="center", va="top")
+            if name == "restored":
+                self.moving.append(picture)
+        self.moving.append(self.ax.text(1.6, 1.04, "", ha="center", animated=True))
+        self.ax.set(xlim=(0.0, 3.2), ylim=(-0.2, 1.15))
+        self.ax.set_axis_off()
+        self.label("")
+
+    def move(self, values: np.ndarray) -> None:
+        nearest = int(np.argmin(np.abs(np.log10(self._strengths) - values[0])))
+        picture, note = self.moving
+        picture.set_data(np.arcsinh(self._restored[nearest]))
+        note.set_text(self._notes[nearest])
+
+
 def explore_posterior(
     network: LogPosterior,
     exact: LogPosterior,
@@ -215,6 +255,26 @@ def explore_diffusion(
     """
     ends = float(np.log10(np.min(levels))), float(np.log10(np.max(levels)))
     _show(DiffusionExplorer(levels, points, score), [np.log10(start)], {"log10 sigma": ends})
+
+
+def explore_strength(
+    strengths: np.ndarray,
+    restored: np.ndarray,
+    notes: Sequence[str],
+    seen: np.ndarray,
+    truth: np.ndarray,
+    *,
+    start: float,
+) -> None:
+    """Show a slider for the strength of a prior, and the galaxy that it restores.
+
+    ``restored`` (k, n, n) and ``notes`` are images and texts for each of the ``strengths`` (k,),
+    ``seen`` and ``truth`` the galaxy through the telescope and as it is, all in nJy per fine pixel.
+    A page without a kernel shows a still picture.
+    """
+    ends = float(np.log10(np.min(strengths))), float(np.log10(np.max(strengths)))
+    explorer = StrengthExplorer(strengths, *map(jax.device_get, (restored, notes, seen, truth)))
+    _show(explorer, [np.log10(start)], {"log10 strength": ends})
 
 
 def _show(

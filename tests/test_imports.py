@@ -17,20 +17,9 @@ MODULES = sorted(
 # The floor of each room; a module imports from its own floor and those below.
 LAYERS = (
     {"bootstrap", "env", "errors", "files", "paths", "registry"},
-    {"datasets", "diagnostics", "diffusion", "exact", "field_denoiser", "flows"}
-    | {
-        "galaxy_prior",
-        "lessons",
-        "percent",
-        "photometry",
-        "plot",
-        "regions",
-        "telescope",
-        "train",
-        "two_sample",
-        "verdicts",
-        "weights",
-    },
+    {"datasets", "diagnostics", "diffusion", "exact", "field_denoiser", "flows", "galaxy_prior"}
+    | {"lessons", "newton", "percent", "photometry", "plot", "regions", "telescope", "train"}
+    | {"two_sample", "verdicts", "weights"},
     {"checks", "widgets"},
     {"build", "cli", "doctor", "execute", "leaks", "pages", "render", "run"},
 )
