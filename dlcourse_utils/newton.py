@@ -20,6 +20,7 @@ import numpy as np
 from dlcourse_utils.errors import CourseError
 
 _DAMPING = 0.1  # at the start, in units of the curvature along each coordinate
+_FLATTEST = 1e-6  # no coordinate counts as flatter than this, in units of the steepest
 
 
 class NewtonError(CourseError):
@@ -54,12 +55,15 @@ def _look(objective, gradient, z, data, shared):
 def _step(objective, gradient, state, curvature, data, shared):
     z, value, slope, damping = state
     diagonal = jnp.diagonal(curvature, axis1=1, axis2=2)
+    # A coordinate that changes no residual must not make the matrix singular.
+    diagonal = jnp.maximum(diagonal, _FLATTEST * diagonal.max(axis=1, keepdims=True))
     damped = curvature + jnp.eye(z.shape[1])[None] * (damping[:, None] * diagonal)[:, None, :]
     factor = jnp.linalg.cholesky(damped)
     move = jax.scipy.linalg.cho_solve((factor, True), slope[:, :, None])[:, :, 0]
     there = z - move
     value_there, slope_there = _look(objective, gradient, there, data, shared)
-    down = value_there < value  # False for NaN: then the step is not taken
+    # False for NaN: then the step is not taken.
+    down = (value_there < value) & jnp.isfinite(slope_there).all(axis=1)
     return (
         jnp.where(down[:, None], there, z),
         jnp.where(down, value_there, value),
@@ -88,11 +92,11 @@ def minimise(
     ``shared`` is a tuple of pytrees. The three functions are compiled once for as long as they are
     the same objects, for ``batch`` rows at a time.
 
-    Raises `NewtonError` if shapes do not fit or the objective is not finite at a start.
+    Raises `NewtonError` if shapes do not fit, or objective or gradient are not finite at a start.
     """
     z = np.asarray(z, np.float32)
     data = tuple(np.asarray(array) for array in data)
-    if z.ndim != 2 or not len(z) or any(len(array) != len(z) for array in data):
+    if z.ndim != 2 or not len(z) or any(a.shape[:1] != z.shape[:1] for a in data):
         shapes = ", ".join(str(array.shape) for array in data)
         raise NewtonError(
             f"z must have shape (n, d), and each array of the data n rows: got {z.shape} and "
@@ -103,11 +107,13 @@ def minimise(
         rows = np.minimum(np.arange(first, first + batch), len(z) - 1)  # the last row fills up
         here, part = jnp.asarray(z[rows]), tuple(jnp.asarray(array[rows]) for array in data)
         state = (here, *_look(objective, gradient, here, part, shared), jnp.full(batch, _DAMPING))
-        if not np.isfinite(state[1]).all():
-            raise NewtonError(
-                f"The objective is not finite at start {rows[np.argmin(np.isfinite(state[1]))]}: "
-                "look at its data and its variance."
-            )
+        for name, values in (("objective", state[1]), ("gradient", state[2])):
+            finite = np.isfinite(values).reshape(batch, -1).all(axis=1)
+            if not finite.all():
+                raise NewtonError(
+                    f"The {name} is not finite at start {rows[finite.argmin()]}: look at its data "
+                    "and its variance; an infinite variance can make 0 * inf."
+                )
         path = []
         for step in range(steps):
             if step % every == 0:
