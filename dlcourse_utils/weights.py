@@ -59,8 +59,8 @@ def load(path: Path, init: Callable[[], Params], version: int, script: str) -> P
         name: leaf.shape for name, leaf in expected.items()
     }:
         raise unusable("its arrays are not those of this network")
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise unusable("it holds values that are not finite")
+    if not all(a.dtype.kind == "f" and np.isfinite(a).all() for a in arrays.values()):
+        raise unusable("it holds values that are not finite numbers")
     return unflatten_dict(
         {name: jnp.asarray(a, jnp.float32) for name, a in arrays.items()}, sep="/"
     )

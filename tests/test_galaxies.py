@@ -1,7 +1,6 @@
 """Images against GalSim, which we did not write; the population against fits to real galaxies."""
 
 import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 from scipy import ndimage, optimize, stats
 
 from dlcourse_utils.datasets import galaxies as sim
+from dlcourse_utils.datasets import real_galaxies
 
 KEY = jax.random.key(6)
 CLUMPS = 4
@@ -292,12 +292,10 @@ def test_population_follows_fits_to_real_galaxies(population, name):
 
     Found for the seed: p = 0.6 for the radius, 0.4 for the ellipticity, 0.9 for the index.
     """
-    table = pytest.importorskip("astropy.table")
-    fits = table.Table.read(Path(DATA) / "galaxies" / "cosmos_sersic_fits.fits")
-    magnitude, fit = np.asarray(fits["mag_auto"]), np.asarray(fits["sersicfit"])
-    radius, n, q = fit[:, 1] * 0.03, fit[:, 2], fit[:, 3]
-    same = (magnitude >= 20) & (magnitude <= 22.5) & (radius <= 1.0)
-    real = {"radius": radius, "ellipticity": (1 - q) / (1 + q), "sersic": n}[name][same]
+    fits = real_galaxies.load_sersic_fits()
+    same = (fits.magnitude >= 20) & (fits.magnitude <= 22.5) & (fits.radius <= 1.0)
+    ellipticity = (1 - fits.axis_ratio) / (1 + fits.axis_ratio)
+    real = (fits._asdict() | {"ellipticity": ellipticity})[name][same]
     assert len(real) > 70
     g = part(population, population.magnitude <= 22.5)
     ours = {"radius": g.radius, "ellipticity": (1 - g.axis_ratio) / (1 + g.axis_ratio)}

@@ -222,6 +222,67 @@ def test_a_peak_without_light_of_its_own(blend):
         real_galaxies.cut_out(blend._replace(flagged=np.ones_like(blend.flagged)), 0)
 
 
+# --- Sérsic fits ------------------------------------------------------------------------------
+
+
+def write_fits(path, **changes):
+    """Three galaxies with the columns that are read and one that is not."""
+    rows = np.arange(24.0).reshape(3, 8) + 0.5
+    rows[:, :4] = [[9.0, 10.0, 1.0, 0.5], [9.0, 20.0, 4.0, 1.0], [9.0, 5.0, 0.7, 0.25]]
+    columns = {"mag_auto": ("D", np.array([21.0, 22.0, 23.0])), "sersicfit": ("8D", rows)}
+    columns |= {"IDENT": ("J", np.arange(3))} | changes
+    fields = [fits.Column(name, kind[0], array=kind[1]) for name, kind in columns.items() if kind]
+    table = fits.BinTableHDU.from_columns(fields)
+    fits.HDUList([fits.PrimaryHDU(), table]).writeto(path, overwrite=True)
+    return path
+
+
+def test_fits_are_read_in_arcsec(tmp_path):
+    found = real_galaxies.load_sersic_fits(write_fits(tmp_path / "fits.fits"))
+    np.testing.assert_array_equal(found.magnitude, [21.0, 22.0, 23.0])
+    np.testing.assert_allclose(found.radius, [0.3, 0.6, 0.15])
+    np.testing.assert_array_equal(found.sersic, [1.0, 4.0, 0.7])
+    np.testing.assert_array_equal(found.axis_ratio, [0.5, 1.0, 0.25])
+
+
+FIT_FAULTS = {
+    "column": ({"sersicfit": None}, "its table lacks sersicfit"),
+    "both": ({"sersicfit": None, "mag_auto": None}, "its table lacks mag_auto, sersicfit"),
+    "short": ({"sersicfit": ("3D", np.ones((3, 3)))}, "or sersicfit fewer than four"),
+    "single": ({"sersicfit": ("D", np.ones(3))}, "or sersicfit fewer than four"),
+    "many": ({"mag_auto": ("2D", np.ones((3, 2)))}, "mag_auto is not one number in a row"),
+    "nan": ({"mag_auto": ("D", np.array([21.0, np.nan, 23.0]))}, "mag_auto is not finite"),
+    "text": ({"mag_auto": ("4A", np.array(["a", "b", "c"]))}, "mag_auto is not finite"),
+    "radius": ({"sersicfit": ("4D", [[9, 0, 1, 0.5]])}, "a fit has a size, index or axis ratio"),
+    "index": ({"sersicfit": ("4D", [[9, 9, -1, 0.5]])}, "a fit has a size, index or axis ratio"),
+    "ratio": ({"sersicfit": ("4D", [[9, 9, 1, 1.5]])}, "a fit has a size, index or axis ratio"),
+}
+
+
+@pytest.mark.parametrize("fault", FIT_FAULTS)
+def test_fits_that_do_not_fit(tmp_path, fault):
+    changes, sentence = FIT_FAULTS[fault]
+    changes = {
+        name: kind and (kind[0], np.resize(kind[1], (3, *np.shape(kind[1])[1:])))
+        for name, kind in changes.items()
+    }
+    path = write_fits(tmp_path / "fits.fits", **changes)
+    says(lambda: real_galaxies.load_sersic_fits(path), "fits.fits", sentence)
+
+
+def test_fits_that_are_cut_off_empty_or_absent(tmp_path):
+    path = write_fits(tmp_path / "fits.fits")
+    whole = path.read_bytes()
+    for part in (b"", b"no fits file", whole[:3000], whole[:-2900]):
+        path.write_bytes(part)
+        says(lambda: real_galaxies.load_sersic_fits(path), "not a complete FITS file")
+    nothing = {"mag_auto": ("D", np.zeros(0)), "sersicfit": ("8D", np.zeros((0, 8)))}
+    write_fits(path, **nothing, IDENT=None)
+    says(lambda: real_galaxies.load_sersic_fits(path), "its table is empty")
+    path.unlink()
+    says(lambda: real_galaxies.load_sersic_fits(path), "is not there")
+
+
 # --- damaged files ----------------------------------------------------------------------------
 
 
@@ -343,7 +404,8 @@ def test_offline_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.delenv("DLCOURSE_DATA", raising=False)
     monkeypatch.setattr(paths, "user_dir", lambda: tmp_path)
     monkeypatch.setattr(registry, "_transfer", no_network)
-    for load in (real_galaxies.load_hst, real_galaxies.load_hsc):
+    loaders = real_galaxies.load_hst, real_galaxies.load_hsc, real_galaxies.load_sersic_fits
+    for load in loaders:
         with pytest.raises(registry.OfflineError, match="the lesson goes on without it"):
             load()
 
@@ -391,6 +453,17 @@ def test_real_noise_against_the_borders_of_the_stamps(hubble):
     low, median, high = np.percentile(ratios, [16, 50, 84])
     assert median == pytest.approx(1.0, abs=0.03)
     assert low > 0.85 and high < 1.2
+
+
+@real
+def test_real_fits_are_those_of_the_catalogue():
+    """Another column of the file has the radius of the circle of the same area, in arcsec."""
+    found = real_galaxies.load_sersic_fits()
+    with fits.open(registry.path("cosmos_sersic_fits.fits")) as hdus:
+        circle = np.array(hdus[1].data["hlr"])[:, 0]
+    assert len(found.radius) == 100 and found.magnitude.max() < 22.5
+    np.testing.assert_allclose(found.radius * np.sqrt(found.axis_ratio), circle, rtol=1e-6)
+    assert 0.1 < np.median(found.radius) < 1.0 and 0.5 < np.median(found.sersic) < 3.0
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,10 @@ pixels of 0.168 arcsec. Of its seven peaks number 0 is a star. The best target i
 bright galaxy: magnitude 20.6, well resolved, 2.9 arcsec from that star. Its peak is 400 times the
 noise, so that errors of the PSF count: moved to the star, the PSF fits it to 1 % of its peak.
 
+**Sérsic fits.** Magnitudes, sizes and shapes of 100 other galaxies of COSMOS, brighter than 22.5,
+from fits of one Sérsic profile to their Hubble images that come with GalSim's sample of galaxies
+(Mandelbaum et al. 2012): `load_sersic_fits`.
+
 The files are fetched (`dlcourse_utils.registry`), not shipped.
 """
 
@@ -77,6 +81,19 @@ class HstGalaxies(NamedTuple):
     images: np.ndarray
     noise: np.ndarray
     valid: np.ndarray
+
+
+class SersicFits(NamedTuple):
+    """Fits of a Sérsic profile to k galaxies, in the order of the file, numpy arrays (k,).
+
+    ``magnitude``: AB in F814W, the catalogue's own; ``radius``: arcsec along the major axis, of the
+    ellipse that holds half of the light; ``sersic``: the index; ``axis_ratio``: minor over major.
+    """
+
+    magnitude: np.ndarray
+    radius: np.ndarray
+    sersic: np.ndarray
+    axis_ratio: np.ndarray
 
 
 class HscBlend(NamedTuple):
@@ -157,6 +174,22 @@ def load_hst(folder: str | Path | None = None, *, limit: float = np.inf) -> HstG
         noise=(_HST_UNIT * gain * np.sqrt(catalog["NOISE_VARIANCE"])).astype(np.float32),
         valid=np.stack(valid),
     )
+
+
+def load_sersic_fits(path: str | Path | None = None) -> SersicFits:
+    """Read the fits to real galaxies; without a path the file comes from the registry.
+
+    Raises `registry.OfflineError` if it cannot be had, `DataFileError` if it is damaged.
+    """
+    path = Path(path or registry.path("cosmos_sersic_fits.fits"))
+    table = _read_table(path, ("mag_auto", "sersicfit"))
+    magnitude, fit = table["mag_auto"], table["sersicfit"]
+    alike = magnitude.ndim == 1 and fit.ndim == 2 and fit.shape[1] >= 4
+    _demand(path, alike, "mag_auto is not one number in a row, or sersicfit fewer than four")
+    _, radius, sersic, axis_ratio = fit.T[:4]  # the first is a surface brightness
+    sensible = (radius > 0.0) & (sersic > 0.0) & (axis_ratio > 0.0) & (axis_ratio <= 1.0)
+    _demand(path, bool(sensible.all()), "a fit has a size, index or axis ratio that cannot be")
+    return SersicFits(magnitude, HST_PIXEL * radius, sersic, axis_ratio)
 
 
 class _Modes(NamedTuple):
@@ -327,16 +360,23 @@ def _opened(path: Path) -> Iterator[fits.HDUList]:
         raise _damaged(path, "it is not a complete FITS file") from None
 
 
-def _read_catalog(path: Path) -> dict[str, np.ndarray]:
+def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """These columns of the first table, none of them empty, finite in every row."""
     with _opened(path) as hdus:
         tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU)]
         names = tables[0].columns.names if tables else []
-        lacking = [name for name in _COLUMNS if name not in names]
+        lacking = [name for name in columns if name not in names]
         _demand(path, not lacking, f"its table lacks {', '.join(lacking)}")
-        table = {name: np.array(tables[0].data[name].tolist()) for name in _COLUMNS}
-    _demand(path, len(table["MAG"]) > 0, "its table is empty")
+        table = {name: np.array(tables[0].data[name].tolist()) for name in columns}
     for name, values in table.items():
-        _demand(path, bool(np.isfinite(values).all()), f"{name} is not finite in every row")
+        _demand(path, len(values) > 0, "its table is empty")
+        number = values.dtype.kind in "iuf" and np.isfinite(values).all()
+        _demand(path, bool(number), f"{name} is not finite in every row")
+    return table
+
+
+def _read_catalog(path: Path) -> dict[str, np.ndarray]:
+    table = _read_table(path, _COLUMNS)
     same = np.allclose(table["PIXEL_SCALE"], HST_PIXEL)
     _demand(path, same, f"PIXEL_SCALE is not {HST_PIXEL} in every row")
     _demand(path, bool((table["NOISE_VARIANCE"] > 0).all()), "a NOISE_VARIANCE is not positive")
