@@ -2,7 +2,7 @@
 
     python scripts/train_galaxy_prior.py
 
-takes about 40 minutes on two cores. The seed fixes everything but the rounding of the machine. The
+takes about 25 minutes on two cores. The seed fixes everything but the rounding of the machine. The
 sha256 printed at the end belongs in data/registry.toml.
 
 First the auto-encoder: its loss is the negative ELBO of a galaxy of magnitude 21.5 at Hubble's
