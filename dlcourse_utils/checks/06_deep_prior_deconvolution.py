@@ -34,7 +34,10 @@ class _NoArrays(Exception):
 @functools.partial(jax.jit, static_argnums=0)
 def _jitted(function, *arguments):
     result = function(*arguments)
-    if not all(hasattr(leaf, "dtype") or np.isscalar(leaf) for leaf in jax.tree.leaves(result)):
+    leaves = jax.tree.leaves(result)
+    if not all(
+        hasattr(leaf, "dtype") or isinstance(leaf, complex | float | int) for leaf in leaves
+    ):
         raise _NoArrays(result)
     return result
 
@@ -224,7 +227,7 @@ _CONVOLVE = Spec(
         Suspect(
             "not_centred",
             _blur(cut=_from(lambda n, m: 0, lambda n, m: n)),
-            "The galaxy has moved: it is m // 2 pixels too far down and to the right.",
+            "The galaxy has moved by m // 2 pixels, to higher rows and columns.",
             "The transform takes the kernel's corner for its centre. A shifted model leaves a "
             "residual at every galaxy that no prior can explain.",
             "Cut the n x n pixels that start at m // 2, not at 0.",
@@ -232,7 +235,7 @@ _CONVOLVE = Spec(
         Suspect(
             "one_too_late",
             _blur(cut=_from(lambda n, m: m // 2 + 1, lambda n, m: m // 2 + 1 + n)),
-            "The cut starts one pixel too late: the galaxy has moved by one pixel up and left.",
+            "The cut starts one pixel too late: the galaxy has moved to lower rows and columns.",
             "For an odd m, as 7, the middle pixel has the index m // 2 = 3. One fine pixel is far "
             "more than the position of a bright galaxy is uncertain by.",
             "Start at m // 2.",
@@ -717,12 +720,6 @@ def _only_pixel_noise(y, variance, prior):
     return prior.mean_x + prior.cov_xy @ ((y - prior.mean_y) / variance)
 
 
-@_in_numpy
-def _divided(y, variance, prior):
-    total = prior.cov_yy + np.diag(variance)
-    return prior.mean_x + (prior.cov_xy / total) @ (y - prior.mean_y)
-
-
 _WIENER = Spec(
     id="06.3",
     name="wiener",
@@ -931,14 +928,16 @@ def _latent_cases(rng):
 
 
 class _Terms(NamedTuple):
-    """What answers to 06.4 and 06.5, right and wrong, are made of, for each galaxy."""
+    """What answers to 06.4, right and wrong, are made of, for each galaxy."""
 
-    likelihood: Any  # (n,) log density of the data, as the others up to `other_likelihood`
+    likelihood: Any  # (n,) log density of the data
     prior: Any
     standard: Any  # log density of a standard Gaussian
     log_volume: Any  # of the decoder: half of ln det of J^T J
     unblurred: Any
     sigma: Any  # with the root of the variance in place of the variance
+    used: Any  # pixels, of how many
+    pixels: Any
 
 
 @jax.jit
@@ -954,18 +953,14 @@ def _terms(z, y, variance, observe, prior):
         0.5 * jnp.log(volume),
         log_likelihood(y, x, variance),
         log_likelihood(y, observe(x), jnp.sqrt(variance)),
+        jnp.sum(jnp.isfinite(variance), axis=(-2, -1)),
+        y[0].size,
     )
 
 
 def _from_terms(combine):
-    """A wrong posterior made of the terms t and the number of used pixels."""
-
-    def wrong(z, y, variance, observe, prior):
-        used = np.isfinite(variance).sum((-2, -1))
-        terms = _terms(z, y, variance, observe, prior)
-        return combine(_Terms(*map(np.float64, terms)), used)
-
-    return wrong
+    """A wrong posterior made of the terms t."""
+    return lambda *arguments: combine(_Terms(*map(np.float64, _terms(*arguments))))
 
 
 def _posteriors(function, arguments):
@@ -985,10 +980,6 @@ def _gradient_of_posterior(function, arguments):
         return _slope(_to_compile(function), 0, *arguments)
 
 
-def _all_pixels(arguments):
-    return arguments[1].shape[-1] * arguments[1].shape[-2]
-
-
 _POSTERIOR = Spec(
     id="06.4",
     name="negative_log_posterior",
@@ -1003,49 +994,49 @@ _POSTERIOR = Spec(
     suspects=(
         Suspect(
             "no_prior",
-            _from_terms(lambda t, used: -t.likelihood),
+            _from_terms(lambda t: -t.likelihood),
             "The prior is missing: this is the likelihood alone.",
             "Its best latent is whatever reproduces the noise, galaxy or not.",
             "Subtract `prior.log_prob(z)`.",
         ),
         Suspect(
             "no_likelihood",
-            _from_terms(lambda t, used: -t.prior),
+            _from_terms(lambda t: -t.prior),
             "The likelihood is missing: this is the prior alone.",
             "Every observation would give the same galaxy.",
             "Subtract the log-likelihood of y too.",
         ),
         Suspect(
             "prior_sign",
-            _from_terms(lambda t, used: -t.likelihood + t.prior),
+            _from_terms(lambda t: -t.likelihood + t.prior),
             "The prior has the wrong sign: the odder a galaxy, the better.",
             "The minus stands before both logarithms.",
             "Subtract `prior.log_prob(z)` as well.",
         ),
         Suspect(
             "likelihood_sign",
-            _from_terms(lambda t, used: t.likelihood - t.prior),
+            _from_terms(lambda t: t.likelihood - t.prior),
             "The likelihood has the wrong sign: the minimum would be the worst fit.",
             "The minus stands before both logarithms.",
             "Subtract the log-likelihood as well.",
         ),
         Suspect(
             "no_minus",
-            _from_terms(lambda t, used: t.likelihood + t.prior),
+            _from_terms(lambda t: t.likelihood + t.prior),
             "This is the log posterior; its negative is asked for.",
             "The optimiser goes down: it would look for the least probable galaxy.",
             "Put a minus before the sum.",
         ),
         Suspect(
             "mean_over_pixels",
-            lambda *a: _from_terms(lambda t, used: -t.likelihood / _all_pixels(a) - t.prior)(*a),
+            _from_terms(lambda t: -t.likelihood / t.pixels - t.prior),
             "The likelihood is averaged over the pixels, and the prior is not.",
             "The prior is then far too strong: every galaxy looks like the most common one.",
             "Use the sum over the pixels, as `log_likelihood` gives it.",
         ),
         Suspect(
             "mean_over_used_pixels",
-            _from_terms(lambda t, used: -t.likelihood / used - t.prior),
+            _from_terms(lambda t: -t.likelihood / t.used - t.prior),
             "The likelihood is divided by the number of used pixels, and the prior is not.",
             "Each pixel is a measurement of its own; the prior would count as much as all of them "
             "together, hundreds of times too much.",
@@ -1053,42 +1044,42 @@ _POSTERIOR = Spec(
         ),
         Suspect(
             "mean_over_galaxies",
-            _from_terms(lambda t, used: np.mean(-t.likelihood - t.prior)),
+            _from_terms(lambda t: np.mean(-t.likelihood - t.prior)),
             "You return one number, the mean over the galaxies.",
             "Each galaxy has its own posterior, and its own best start among several.",
             "Return (n,), one for each galaxy.",
         ),
         Suspect(
             "sum_over_galaxies",
-            _from_terms(lambda t, used: np.sum(-t.likelihood - t.prior)),
+            _from_terms(lambda t: np.sum(-t.likelihood - t.prior)),
             "You return one number, the sum over the galaxies.",
             "Each galaxy has its own posterior, and its own best start among several.",
             "Return (n,); the sum comes in the next exercise.",
         ),
         Suspect(
             "likelihood_of_all",
-            _from_terms(lambda t, used: -np.sum(t.likelihood) - t.prior),
+            _from_terms(lambda t: -np.sum(t.likelihood) - t.prior),
             "Every galaxy gets the likelihood of the whole batch.",
             "It would be judged by the residuals of its neighbours in the list.",
             "Sum over pixels only.",
         ),
         Suspect(
             "prior_of_all",
-            _from_terms(lambda t, used: -t.likelihood - np.sum(t.prior)),
+            _from_terms(lambda t: -t.likelihood - np.sum(t.prior)),
             "Every galaxy gets the prior of the whole batch.",
             "How odd one galaxy is says nothing of another.",
             "Use `prior.log_prob(z)` as it is, (n,).",
         ),
         Suspect(
             "not_observed",
-            _from_terms(lambda t, used: -t.unblurred - t.prior),
+            _from_terms(lambda t: -t.unblurred - t.prior),
             "`observe` is left out: the sharp image is compared with the blurred data.",
             "The best latent would then be a galaxy as blurred as its picture.",
             "Compare y with `observe(prior.decode(z))`.",
         ),
         Suspect(
             "standard_gaussian",
-            _from_terms(lambda t, used: -t.likelihood - t.standard),
+            _from_terms(lambda t: -t.likelihood - t.standard),
             "The prior is a standard Gaussian, not `prior.log_prob`.",
             "Real galaxies do not fill the latent space that way: much of it decodes to nothing "
             "that exists.",
@@ -1096,28 +1087,28 @@ _POSTERIOR = Spec(
         ),
         Suspect(
             "volume_of_decoder",
-            _from_terms(lambda t, used: -t.likelihood - t.prior + t.log_volume),
+            _from_terms(lambda t: -t.likelihood - t.prior + t.log_volume),
             "The decoder's Jacobian is added, as for a density of images.",
             "Here the density of the latent z is asked for: nothing changes variables.",
             "Leave out the determinant.",
         ),
         Suspect(
             "no_half",
-            _from_terms(lambda t, used: -2.0 * t.likelihood - t.prior),
+            _from_terms(lambda t: -2.0 * t.likelihood - t.prior),
             "The likelihood counts twice: this is χ², not χ²/2.",
             "A Gaussian has exp(-χ²/2). Without the 1/2 the data look better than they are.",
             "Use `log_likelihood` from exercise 06.2.",
         ),
         Suspect(
             "sigma",
-            _from_terms(lambda t, used: -t.sigma - t.prior),
+            _from_terms(lambda t: -t.sigma - t.prior),
             "The likelihood was given σ in place of the variance.",
             "`log_likelihood` takes σ², and `variance` is that.",
             "Pass `variance` as it comes.",
         ),
         Suspect(
             "mask_ignored",
-            _from_terms(lambda t, used: np.full_like(t.prior, np.inf)),
+            _from_terms(lambda t: np.full_like(t.prior, np.inf)),
             "It is not finite where pixels are masked.",
             "Their variance is infinite, and so is its logarithm: exercise 06.2 took care of that.",
             "Use `log_likelihood` from exercise 06.2.",
