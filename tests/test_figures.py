@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence
 
 from dlcourse_utils import plot, widgets
 from dlcourse_utils.datasets import clusters, two_moons
-from dlcourse_utils.plot import realnvp, score_matching
+from dlcourse_utils.plot import deconvolution, realnvp, score_matching
 
 GRID = jnp.linspace(12.4, 16.0, 301)
 
@@ -327,3 +327,220 @@ def test_maps_hide_what_was_not_observed(axes):
     assert len({shown[name].get_clim() for name in maps}) == 1
     assert len({shown[name].get_clim() for name in spreads}) == 1
     np.testing.assert_array_equal(shown["one sample"].get_array(), maps["one sample"])
+
+
+# --- lesson 06 -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def strength_explorer():
+    """Ten strengths, each with its own brightness."""
+    strengths = np.geomspace(1e-3, 1e3, 7)
+    restored = np.arange(1.0, 8.0)[:, None, None] * np.ones((1, 63, 63))
+    notes = [f"note {k}" for k in range(7)]
+    return widgets.StrengthExplorer(strengths, restored, notes, np.ones((21, 21)), restored[-1])
+
+
+def test_the_strength_picks_picture_and_note(strength_explorer):
+    one, two = (pixels(strength_explorer.draw(np.array([s]))) for s in (-3.0, 2.0))
+    assert one.shape == two.shape and np.any(one != two)
+    strength_explorer.draw(np.array([0.8]))  # nearest in the logarithm: 10
+    picture, note = strength_explorer.moving
+    np.testing.assert_allclose(picture.get_array(), np.arcsinh(5.0))
+    assert note.get_text() == "note 4"
+    names = [text.get_text() for text in strength_explorer.ax.texts[:3]]
+    assert names == ["seen", "restored", "truth"]
+    # All three share one scale, and stand side by side.
+    assert len({image.get_clim() for image in strength_explorer.ax.images}) == 1
+    left = [image.get_extent()[0] for image in strength_explorer.ax.images]
+    right = [image.get_extent()[1] for image in strength_explorer.ax.images]
+    assert left[0] < right[0] < left[1] < right[1] < left[2]
+
+
+def test_a_redraw_of_the_strength_takes_at_most_50_ms(strength_explorer):
+    strength_explorer.draw(np.zeros(1))
+    times = []
+    for log_strength in np.linspace(-3.0, 3.0, 9):
+        begun = time.process_time()
+        strength_explorer.draw(np.array([log_strength]))
+        times.append(time.process_time() - begun)
+    assert np.median(times) <= 0.050
+
+
+def stamps_of(n, size, seed=0):
+    """n round spots in noise, nJy; each of another brightness."""
+    place = np.linspace(-1.0, 1.0, size)
+    spot = np.exp(-8.0 * (place[:, None] ** 2 + place[None] ** 2))
+    noise = np.random.default_rng(seed).normal(size=(n, size, size))
+    return 50.0 * np.arange(1, n + 1)[:, None, None] * spot + noise
+
+
+def assert_titles_do_not_meet():
+    """No title or label of an axes lies on that of another."""
+    figure = plt.gcf()
+    renderer = figure.canvas.get_renderer()
+    texts = [t for ax in figure.axes for t in (ax.title, ax.xaxis.label, ax.yaxis.label)]
+    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts if t.get_text()]
+    for k, (name, box) in enumerate(boxes):
+        for other, there in boxes[k + 1 :]:
+            assert not box.overlaps(there), (name, other)
+
+
+def shown_in(ax):
+    (image,) = ax.images
+    return np.ma.filled(image.get_array(), np.nan)
+
+
+def test_rows_of_stamps_share_one_stretch_per_fine_pixel(axes):
+    seen, truth = stamps_of(3, 21), stamps_of(4, 63, 1)
+    rows = {"seen": jnp.asarray(seen), "truth": jnp.asarray(truth)}
+    deconvolution.stamps(rows, {"truth": [f"{k} dB" for k in range(4)]})
+    *panels, bar = axes()
+    assert len(panels) == 8 and "nJy per fine pixel" in bar.get_ylabel()
+    np.testing.assert_allclose(shown_in(panels[1]), seen[1] / 9, rtol=1e-5)
+    np.testing.assert_allclose(shown_in(panels[6]), truth[2], rtol=1e-5)
+    assert not panels[3].axison and not panels[3].images
+    assert [panels[k].get_ylabel() for k in (0, 4)] == ["seen", "truth"]
+    assert [[t.get_text() for t in ax.texts] for ax in panels[4:]] == [
+        ["0 dB"],
+        ["1 dB"],
+        ["2 dB"],
+        ["3 dB"],
+    ]
+    drawn = [ax.images[0] for ax in panels if ax.images]
+    assert len({id(image.norm) for image in drawn}) == 1
+    assert drawn[0].norm.vmax == pytest.approx(truth.max(), rel=1e-5)
+    assert all(image.origin == "lower" for image in drawn)  # north is up
+    assert_titles_do_not_meet()
+
+
+def test_stretch_is_linear_where_it_is_faint_and_logarithmic_where_bright():
+    norm = deconvolution._stretch(1000.0)
+    assert norm(-1.0) == pytest.approx(0.0) and norm(1000.0) == pytest.approx(1.0)
+    assert norm(0.1) - norm(0.0) == pytest.approx(norm(0.0) - norm(-0.1), rel=1e-6)
+    assert norm(1000.0) - norm(100.0) == pytest.approx(norm(100.0) - norm(10.0), rel=0.01)
+
+
+def test_every_stage_of_the_telescope_has_its_name(axes):
+    stages = {"x": stamps_of(1, 63)[0], "P(Π ∗ x)": 9 * stamps_of(1, 21)[0], "y": np.ones((21, 21))}
+    deconvolution.forward(stages)
+    *panels, bar = axes()
+    assert [ax.get_title() for ax in panels] == list(stages) and bar.get_ylabel()
+    np.testing.assert_allclose(shown_in(panels[2]), 1 / 9)
+    assert_titles_do_not_meet()
+
+
+def test_descents_mark_their_best_step(axes):
+    steps = np.array([1, 3, 10, 30])
+    curves = {"plain": np.array([20.0, 25.0, 22.0, 10.0]), "positive": np.arange(20.0, 24.0)}
+    images = stamps_of(2, 63)
+    deconvolution.descent(steps, curves, images, steps[[1, 3]])
+    left, *panels, bar = axes()
+    stars = [line.get_xydata()[0] for line in left.lines if line.get_marker() == "*"]
+    np.testing.assert_array_equal(stars, [[3, 25.0], [30, 23.0]])
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == list(curves) and left.get_xlabel() and "dB" in left.get_ylabel()
+    assert [ax.get_title() for ax in panels] == ["step 3", "step 30"] and bar.get_ylabel()
+    np.testing.assert_array_equal(shown_in(panels[1]), images[1])
+    assert_titles_do_not_meet()
+
+
+def test_tuning_marks_the_best_strength(axes):
+    curves = {
+        "total variation": (np.array([0.1, 1.0, 10.0]), np.array([1.0, 3.0, 2.0])),
+        "starlets": (np.array([0.01, 0.1, 1.0]), np.array([5.0, 4.0, 2.0])),
+    }
+    deconvolution.tuning(curves)
+    panels = axes()
+    for ax, (name, (strengths, values)), best in zip(
+        panels, curves.items(), (1.0, 0.01), strict=True
+    ):
+        curve, line = ax.lines
+        np.testing.assert_array_equal(curve.get_xydata(), np.stack([strengths, values], axis=1))
+        assert (ax.get_title(), line.get_xdata()[0]) == (name, best) and ax.get_xlabel()
+    assert "dB" in panels[0].get_ylabel()
+    assert_titles_do_not_meet()
+
+
+def test_modes_show_every_descent_and_what_it_ends_at(axes):
+    above = np.geomspace(1000.0, 0.01, 24).reshape(1, 24) * np.ones((6, 1)) + np.eye(6, 24)
+    images = stamps_of(3, 63)
+    labels = ["best end", "another, 12.3 nats above", "truth"]
+    deconvolution.modes(above, images, labels)
+    left, *panels, bar = axes()
+    for line, curve in zip(left.lines, above, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), curve)
+        assert line.get_xdata()[0] == 1
+    # As many looks as descents can be told apart are used before one comes again.
+    looks = [(line.get_color(), line.get_linestyle()) for line in left.lines]
+    assert len(set(looks)) == 4 and looks[4] == looks[0]
+    assert [ax.get_title() for ax in panels] == labels and bar.get_ylabel()
+    assert left.get_xlabel() and "nats" in left.get_ylabel()
+    assert_titles_do_not_meet()
+
+
+def test_doubt_shows_residuals_in_sigmas_and_masked_pixels_as_nothing(axes):
+    residual = np.random.default_rng(0).normal(size=(2, 21, 21))
+    residual[1, :3, :3] = np.nan
+    truth = stamps_of(2, 63)
+    cases = {
+        name: (9 * stamps_of(2, 21)[k], truth[k] + 1.0, truth[k], residual[k], 2 * residual[k])
+        for k, name in enumerate(("as trained", "a ring"))
+    }
+    deconvolution.doubt(cases, {"as trained": "χ² 1.0", "a ring": "χ² 3.0"})
+    *panels, bar = axes()
+    assert len(panels) == 10 and bar.get_ylabel() == "standard deviations"
+    assert [ax.get_title() for ax in panels[:5]] == [
+        "observation",
+        "restoration",
+        "truth",
+        "residual / σ",
+        "point source, σ",
+    ]
+    for row, name in ((0, "as trained"), (1, "a ring")):
+        observed, restored, true, left, found = panels[5 * row : 5 * row + 5]
+        assert observed.get_ylabel() == name
+        np.testing.assert_array_equal(shown_in(left), residual[row])
+        np.testing.assert_array_equal(shown_in(found), 2 * residual[row])
+        assert left.images[0].get_clim() == found.images[0].get_clim() == (-5.0, 5.0)
+        norms = {id(ax.images[0].norm) for ax in (observed, restored, true)}
+        assert len(norms) == 1
+    assert panels[8].texts[0].get_text() == "χ² 3.0"
+    assert_titles_do_not_meet()
+
+
+def test_the_real_galaxy_hides_what_is_masked(axes):
+    seen = 9 * stamps_of(1, 21)[0]
+    seen[:4, :4] = np.nan
+    panels = {
+        "Subaru": seen,
+        "restored": stamps_of(1, 63)[0],
+        "as Subaru sees it": 9 * np.ones((21, 21)),
+    }
+    residual = np.where(np.isnan(seen), np.nan, 1.0)
+    deconvolution.real(panels, residual, "χ²/pixel 1.3")
+    *shown, bar = axes()
+    assert [ax.get_title() for ax in shown] == [*panels, "residual / σ, ±5"] and bar.get_ylabel()
+    for ax in (shown[0], shown[3]):
+        np.testing.assert_array_equal(np.isnan(shown_in(ax)), np.isnan(seen))
+    np.testing.assert_allclose(shown_in(shown[2]), 1.0)
+    assert [t.get_text() for t in shown[3].texts] == ["χ²/pixel 1.3"]
+    assert_titles_do_not_meet()
+
+
+def test_gains_count_the_galaxies_that_gain(axes):
+    rng = np.random.default_rng(0)
+    magnitude = np.linspace(20.0, 23.5, 40)
+    psnr = {name: rng.normal(30.0, 2.0, 40) for name in ("Wiener", "starlets", "deep prior")}
+    psnr["deep prior"] = psnr["starlets"] + np.where(np.arange(40) < 10, -1.0, 2.0)
+    deconvolution.gains(psnr, magnitude, "starlets", "deep prior")
+    left, right = axes()
+    assert [label.get_text() for label in left.get_yticklabels()] == list(psnr)
+    assert "75%" in right.get_title() and "starlets" in right.get_ylabel()
+    _, gained, lost = right.lines
+    np.testing.assert_array_equal(gained.get_xdata(), magnitude[10:])
+    np.testing.assert_array_equal(lost.get_xdata(), magnitude[:10])
+    np.testing.assert_allclose(lost.get_ydata(), -1.0)
+    assert gained.get_marker() != lost.get_marker()
+    assert left.get_xlabel() and right.get_xlabel()
+    assert_titles_do_not_meet()

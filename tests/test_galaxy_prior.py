@@ -335,7 +335,7 @@ def test_galaxies_come_back_at_the_depth_of_hubble(shipped, held_out):
 
 
 def test_encoded_latents_are_probable(shipped, held_out):
-    """Those of galaxies and those of samples have the same log density, within 1 nat of 40."""
+    """Of galaxies and of samples they have the same log density; medians are known to 0.35."""
     mean, std = encode(shipped, jnp.asarray(held_out))
     z = mean + std * jax.random.normal(KEY, mean.shape)
     own = np.asarray(log_prob(shipped, sample(shipped, jax.random.key(40), 2048)), dtype=float)

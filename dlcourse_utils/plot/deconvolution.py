@@ -188,10 +188,10 @@ def doubt(cases: Mapping[str, Sequence[np.ndarray]], notes: Mapping[str, str]) -
         for ax, panel, title in zip(row, panels, titles, strict=True):
             sigmas = "σ" in title
             picture = _show(ax, panel, **(_SIGMAS if sigmas else {"norm": norm}))
-            if row is axes[0]:
-                ax.set_title(title, fontsize=10)
         row[0].set_ylabel(name, fontsize=10)
         _write(row[3], notes[name])
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, fontsize=10)
     _colour_bar(figure, picture, axes, "standard deviations")
 
 
