@@ -47,11 +47,6 @@ def _curvature(residuals, z, data, shared):
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _look(objective, gradient, z, data, shared):
-    return objective(z, *data, *shared), gradient(z, *data, *shared)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
 def _step(objective, gradient, state, curvature, data, shared):
     z, value, slope, damping = state
     diagonal = jnp.diagonal(curvature, axis1=1, axis2=2)
@@ -61,7 +56,8 @@ def _step(objective, gradient, state, curvature, data, shared):
     factor = jnp.linalg.cholesky(damped)
     move = jax.scipy.linalg.cho_solve((factor, True), slope[:, :, None])[:, :, 0]
     there = z - move
-    value_there, slope_there = _look(objective, gradient, there, data, shared)
+    value_there = objective(there, *data, *shared)
+    slope_there = gradient(there, *data, *shared)
     # False for NaN: then the step is not taken.
     down = (value_there < value) & jnp.isfinite(slope_there).all(axis=1)
     return (
@@ -80,8 +76,8 @@ def minimise(
     data: tuple[jax.Array, ...],
     shared: tuple[Any, ...] = (),
     *,
-    steps: int = 48,
-    every: int = 4,
+    steps: int = 45,
+    every: int = 5,
     batch: int = 40,
 ) -> Descents:
     """Descend from each row of z (n, d), each with its own row of the arrays in ``data``.
@@ -92,7 +88,8 @@ def minimise(
     ``shared`` is a tuple of pytrees. The three functions are compiled once for as long as they are
     the same objects, for ``batch`` rows at a time.
 
-    Raises `NewtonError` if shapes do not fit, or objective or gradient are not finite at a start.
+    Raises `NewtonError` if shapes do not fit, or if objective or gradient are not finite at a
+    start.
     """
     z = np.asarray(z, np.float32)
     data = tuple(np.asarray(array) for array in data)
@@ -106,14 +103,18 @@ def minimise(
     for first in range(0, len(z), batch):
         rows = np.minimum(np.arange(first, first + batch), len(z) - 1)  # the last row fills up
         here, part = jnp.asarray(z[rows]), tuple(jnp.asarray(array[rows]) for array in data)
-        state = (here, *_look(objective, gradient, here, part, shared), jnp.full(batch, _DAMPING))
-        for name, values in (("objective", state[1]), ("gradient", state[2])):
-            finite = np.isfinite(values).reshape(batch, -1).all(axis=1)
-            if not finite.all():
-                raise NewtonError(
-                    f"The {name} is not finite at start {rows[finite.argmin()]}: look at its data "
-                    "and its variance; an infinite variance can make 0 * inf."
-                )
+        # The first step stays where it is, and finds value and gradient there.
+        # NumPy's, for arrays of JAX's own `full` would have the step compiled twice.
+        far, damping = np.float32([[np.inf], [_DAMPING]]).repeat(batch, axis=1)
+        nowhere = (here, far, jnp.zeros_like(here), damping)
+        curvature = jnp.zeros((batch, *2 * here.shape[1:])) + jnp.eye(here.shape[1])[None]
+        state = _step(objective, gradient, nowhere, curvature, part, shared)
+        finite = np.isfinite(state[1])
+        if not finite.all():
+            raise NewtonError(
+                f"Objective or gradient are not finite at start {rows[finite.argmin()]}: look at "
+                "its data and its variance; an infinite variance can make 0 * inf."
+            )
         path = []
         for step in range(steps):
             if step % every == 0:

@@ -68,7 +68,7 @@ def scipy_finds(start, y, variance, pull):
 
 def test_each_row_ends_where_scipy_does(problem, found):
     z, y, variance = problem
-    assert found.z.shape == (N, 3) and found.value.shape == (N,) and found.path.shape == (48, N)
+    assert found.z.shape == (N, 3) and found.value.shape == (N,) and found.path.shape == (45, N)
     for i in range(N):
         x, cost = scipy_finds(z[i], y[i], variance[i], SHARED["pull"])
         np.testing.assert_allclose(found.z[i], x, rtol=2e-3, atol=2e-3)
@@ -225,10 +225,9 @@ def test_the_same_functions_are_compiled_once(problem):
         )
 
     run(slice(0, 7), SHARED)
-    once = len(traced)
-    assert set(traced) == {"objective", "residuals"} and once < 6
+    assert sorted(traced) == ["objective", "residuals"]
     run(slice(2, 4), {**SHARED, "pull": jnp.float32(1.0)})
-    assert len(traced) == once
+    assert len(traced) == 2
 
 
 @pytest.mark.parametrize(
@@ -253,7 +252,9 @@ def test_a_start_without_a_value_is_named(problem):
     z, y, variance = problem
     y = y.copy()
     y[5, 3] = np.nan
-    with pytest.raises(NewtonError, match="The objective is not finite at start 5: look at its"):
+    with pytest.raises(
+        NewtonError, match="Objective or gradient are not finite at start 5: look at its"
+    ):
         newton.minimise(objective, gradient, residuals, z, (y, variance), (SHARED,), batch=BATCH)
 
 
@@ -268,5 +269,7 @@ def test_a_start_without_a_slope_is_named(problem):
     def slope(z, *rest):
         return jax.grad(lambda z: careless(z, *rest).sum())(z)
 
-    with pytest.raises(NewtonError, match=r"The gradient is not finite at start 2: .* 0 \* inf"):
+    with pytest.raises(
+        NewtonError, match=r"Objective or gradient are not finite at start 2: .* 0 \* inf"
+    ):
         newton.minimise(careless, slope, residuals, z, tuple(data), (SHARED,), batch=BATCH)
