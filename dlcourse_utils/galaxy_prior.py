@@ -73,52 +73,52 @@ class Decoder(nn.Module):
         return jax.nn.log_softmax(nn.Dense(_PIXELS, kernel_init=nn.initializers.normal(0.02))(h))
 
 
-class Flow(nn.Module):
-    """Affine couplings between u, standard Gaussian, and the latents z; both (n, DIM)."""
+class Coupling(nn.Module):
+    """Shift and logarithm of scale, each (n, DIM // 2), from the latents that a coupling keeps."""
 
     width: int = 128
 
-    def setup(self):
-        self.nets = [
-            nn.Sequential(
-                [
-                    nn.Dense(self.width),
-                    nn.silu,
-                    nn.Dense(self.width),
-                    nn.silu,
-                    nn.Dense(2 * (DIM // 2), kernel_init=nn.initializers.normal(0.01)),
-                ]
-            )
-            for _ in range(_COUPLINGS)
-        ]
-
-    def _shift_and_log_scale(self, net, kept):
-        shift, raw = jnp.split(net(kept), 2, axis=-1)
+    @nn.compact
+    def __call__(self, kept):
+        h = nn.silu(nn.Dense(self.width)(kept))
+        h = nn.silu(nn.Dense(self.width)(h))
+        start = nn.initializers.normal(0.01)
+        shift, raw = jnp.split(nn.Dense(2 * (DIM // 2), kernel_init=start)(h), 2, axis=-1)
         return shift, 2.0 * jnp.tanh(0.5 * raw)  # no scale beyond e^2 in one layer
 
-    def forward(self, u):
-        """z (n, DIM) of u."""
-        for net, order in zip(self.nets, _ORDERS, strict=True):
-            kept, moved = jnp.split(u[:, order], [DIM - DIM // 2], axis=-1)
-            shift, log_scale = self._shift_and_log_scale(net, kept)
-            u = jnp.concatenate([kept, moved * jnp.exp(log_scale) + shift], axis=-1)
-        return u
 
-    def inverse(self, z):
-        """u (n, DIM) of z, and the logarithm of |det du/dz| (n,)."""
-        log_det = jnp.zeros(len(z))
-        for net, order in zip(self.nets[::-1], _ORDERS[::-1], strict=True):
-            kept, moved = jnp.split(z, [DIM - DIM // 2], axis=-1)
-            shift, log_scale = self._shift_and_log_scale(net, kept)
-            z = jnp.concatenate([kept, (moved - shift) * jnp.exp(-log_scale)], axis=-1)
-            z = z[:, np.argsort(order)]
-            log_det = log_det - log_scale.sum(axis=-1)
-        return z, log_det
-
-    __call__ = inverse
+# Which latents a coupling keeps and which it moves: a shuffle before each, always the same.
+_ORDERS = np.stack([np.random.default_rng(i).permutation(DIM) for i in range(_COUPLINGS)])
+_KEPT = DIM - DIM // 2
 
 
-_ORDERS = [np.random.default_rng(layer).permutation(DIM) for layer in range(_COUPLINGS)]
+def _from_base(couplings: Params, u: jax.Array) -> jax.Array:
+    """z (n, DIM) of u, by all couplings; their weights are stacked on the first axis."""
+
+    # A loop is compiled once, in place of ten copies of its body.
+    def layer(u, coupling):
+        weights, order = coupling
+        u = u[:, order]
+        shift, log_scale = Coupling().apply(weights, u[:, :_KEPT])
+        moved = u[:, _KEPT:] * jnp.exp(log_scale) + shift
+        return jnp.concatenate([u[:, :_KEPT], moved], axis=-1), None
+
+    return jax.lax.scan(layer, u, (couplings, _ORDERS))[0]
+
+
+def _to_base(couplings: Params, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """u (n, DIM) of z, and the logarithm of |det du/dz| (n,)."""
+
+    def layer(carry, coupling):
+        z, log_det = carry
+        weights, back = coupling
+        shift, log_scale = Coupling().apply(weights, z[:, :_KEPT])
+        moved = (z[:, _KEPT:] - shift) * jnp.exp(-log_scale)
+        z = jnp.concatenate([z[:, :_KEPT], moved], axis=-1)[:, back]
+        return (z, log_det - log_scale.sum(axis=-1)), None
+
+    layers = couplings, np.argsort(_ORDERS, axis=1)
+    return jax.lax.scan(layer, (z, jnp.zeros(len(z))), layers, reverse=True)[0]
 
 
 class GalaxyPrior(NamedTuple):
@@ -146,12 +146,12 @@ class GalaxyPrior(NamedTuple):
     def to_base(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """u (n, DIM), Gaussian under the prior, of latents z, and log |det du/dz| (n,)."""
         _check(z, (DIM,), "z")
-        return Flow().apply(self.params["flow"], z)
+        return _to_base(self.params["flow"], z)
 
     def from_base(self, u: jax.Array) -> jax.Array:
         """Latents z (n, DIM) of u (n, DIM)."""
         _check(u, (DIM,), "u")
-        return Flow().apply(self.params["flow"], u, method=Flow.forward)
+        return _from_base(self.params["flow"], u)
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
         """n latents z (n, DIM) drawn from the prior."""
@@ -238,7 +238,9 @@ def init(key: jax.Array) -> Params:
     return {
         "encoder": Encoder().init(encoder, jnp.zeros((1, _PIXELS))),
         "decoder": Decoder().init(decoder, jnp.zeros((1, SHAPE))),
-        "flow": Flow().init(flow, jnp.zeros((1, DIM))),
+        "flow": jax.vmap(lambda key: Coupling().init(key, jnp.zeros((1, _KEPT))))(
+            jax.random.split(flow, _COUPLINGS)
+        ),
     }
 
 

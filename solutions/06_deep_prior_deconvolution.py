@@ -62,9 +62,8 @@ from dlcourse_utils.verdicts import verdict
 # here are between magnitudes 20 and 23.5.
 
 # %%
-_, train_x = galaxies.simulate(jax.random.key(1), 4096)
-_, tuning_x = galaxies.simulate(jax.random.key(2), 64)
-catalogue, test_x = galaxies.simulate(jax.random.key(3), 200)
+catalogue, x = galaxies.simulate(jax.random.key(1), 4352)
+train_x, tuning_x, test_x = jnp.split(x, [4096, 4152])
 
 star = telescope.moffat()  # what the telescope makes of a point
 kernel = telescope.difference_kernel(star)  # what takes our x, of 0.15 arcsec, to that blur
@@ -80,13 +79,12 @@ prior = galaxy_prior.load()
 # %%
 try:
     fits = real_galaxies.load_sersic_fits()
-    many = galaxies.population(jax.random.key(6), 20_000)
     for name in ("radius", "axis_ratio", "sersic"):
         values = []
-        for sample in (fits, many):
-            seen = (np.asarray(sample.magnitude) > 20) & (np.asarray(sample.magnitude) < 22.5)
-            seen &= (np.asarray(sample.radius) > 0.1) & (np.asarray(sample.radius) < 1.0)
-            values.append(np.asarray(getattr(sample, name))[seen])
+        for sample in (fits, catalogue):
+            magnitude, radius = np.asarray(sample.magnitude), np.asarray(sample.radius)
+            kept = (magnitude > 20) & (magnitude < 22.5) & (radius > 0.1) & (radius < 1.0)
+            values.append(np.asarray(getattr(sample, name))[kept])
         test = stats.ks_2samp(*values)
         verdict(
             f"simulated against {len(values[0])} real galaxies, {name}: p of KS",
@@ -97,7 +95,7 @@ except CourseError as trouble:
     print(trouble)
 
 # %% alt="Three rows of five galaxies. Top: what the telescope saw, blurred and noisy, with coarse pixels. Middle: what the learned prior made of it, sharp, with bulges, discs and spiral arms. Bottom: the true galaxies; the large structure is the same, and some small clumps and arms differ."
-shown = np.array([96, 70, 62, 31, 42])
+shown = np.array([38, 104, 41, 59, 15])
 starts = galaxy_prior.rough_start(test_y)
 preview = [
     galaxy_prior.most_probable(prior, test_y[i], test_variance[i], A, starts[i])[0] for i in shown
@@ -297,7 +295,7 @@ class Gaussian(NamedTuple):
 def wiener(y, variance, prior):
     """Posterior mean (p,) of an image under a Gaussian prior, given one observation y (q,).
 
-    variance (q,) is that of the noise in each pixel; prior is a `Gaussian`.
+    variance (q,) is that of the noise in each pixel, finite; prior is a `Gaussian`.
     """
     # BEGIN SOLUTION
     covariance = prior.cov_yy + jnp.diag(variance)
@@ -321,7 +319,8 @@ A_small = np.kron(blur[::2], blur[::2])  # 36 pixels of 144
 variance_small = rng.uniform(0.5, 2.0, 36)
 y_small = rng.normal(size=36) * 5.0
 mean_small = np.ones(144)
-small = Gaussian(mean_small, A_small @ mean_small, C @ A_small.T, A_small @ C @ A_small.T)
+small = (mean_small, A_small @ mean_small, C @ A_small.T, A_small @ C @ A_small.T)
+small = Gaussian(*(jnp.asarray(a, jnp.float32) for a in small))
 ours = wiener(*(jnp.asarray(a, jnp.float32) for a in (y_small, variance_small)), small)
 precision = np.linalg.inv(C) + A_small.T @ (A_small / variance_small[:, None])
 right = np.linalg.inv(C) @ mean_small + A_small.T @ (y_small / variance_small)
@@ -474,10 +473,8 @@ figures.tuning(tuned)
 
 # %% alt="Four rows of five galaxies in random order, half of them drawn from the learned prior and half from the simulator; discs, spheroids, spirals and edge-on galaxies, which cannot be told apart at a glance."
 decode = jax.jit(galaxy_prior.GalaxyPrior.decode)
-drawn = decode(
-    prior,
-    jax.jit(galaxy_prior.GalaxyPrior.sample, static_argnums=2)(prior, jax.random.key(7), 4096),
-)
+drawn_z = jax.jit(galaxy_prior.GalaxyPrior.sample, static_argnums=2)(prior, jax.random.key(7), 4096)
+drawn = decode(prior, drawn_z)
 order = np.random.default_rng(8).permutation(20)
 mixed = jnp.concatenate([drawn[:10], train_x[:10]])[order]
 figures.stamps({f"{i + 1} to {i + 5}": mixed[i : i + 5] for i in range(0, 20, 5)})
@@ -514,23 +511,30 @@ verdict(
 # Has it learned galaxies, or learned 40,960 galaxies by heart? In that case each sample would have a near twin among the training galaxies. Below each of five samples is the nearest one of a tenth of them, in all eight turns and mirrors; and the same for five new galaxies of the simulator.
 
 # %% alt="Four rows of five galaxies: samples of the prior, the training galaxy nearest to each, new galaxies of the simulator, and the training galaxy nearest to each. Samples have neighbours as near as new galaxies have: the same size and direction, other arms and clumps."
-trained_on = galaxies.render(jax.tree.map(lambda a: a[:4096], galaxy_prior.training_set()))
+training_set = galaxy_prior.training_set()
+trained_on = galaxies.render(jax.tree.map(lambda a: a[:4352], training_set))
 
 
 def nearest(images):
     """The nearest training galaxy of each image (n, 63, 63) in units of flux, and its distance."""
-    turns = np.asarray(trained_on / trained_on.sum(axis=(1, 2), keepdims=True))
-    turns = np.concatenate([turns, turns[:, ::-1]])
-    turns = np.concatenate([turns, turns[:, :, ::-1]])
-    turns = np.concatenate([turns, turns.swapaxes(1, 2)]).reshape(-1, 63 * 63)
-    flat = np.asarray(images / images.sum(axis=(1, 2), keepdims=True)).reshape(-1, 63 * 63)
-    square = np.sum(turns**2, axis=1) - 2 * flat @ turns.T + np.sum(flat**2, axis=1)[:, None]
-    best = square.argmin(axis=1)
-    found = turns[best].reshape(-1, 63, 63) * np.asarray(images.sum(axis=(1, 2)))[:, None, None]
-    return found, np.sqrt(square.min(axis=1) / np.sum(flat**2, axis=1))
+    flat = np.asarray(trained_on / trained_on.sum(axis=(1, 2), keepdims=True)).reshape(-1, 3969)
+    square = np.sum(flat**2, axis=1)
+    found, distance = [], []
+    for image in np.asarray(images):
+        half = [image, image[::-1], image[:, ::-1], image[::-1, ::-1]]
+        turns = np.stack(half + [turn.T for turn in half]).reshape(8, -1) / image.sum()
+        gap = square[:, None] - 2 * flat @ turns.T + np.sum(turns[0] ** 2)
+        best, turn = np.unravel_index(gap.argmin(), gap.shape)
+        # Turn it back: of the eight ways all are their own inverses, or each other's.
+        twin = flat[best].reshape(63, 63)
+        twin = twin.T if turn > 3 else twin
+        twin = twin[:: -1 if turn % 4 in (1, 3) else 1, :: -1 if turn % 4 > 1 else 1]
+        found.append(twin * image.sum())
+        distance.append(np.sqrt(gap.min() / np.sum(turns[0] ** 2)))
+    return np.stack(found), np.array(distance)
 
 
-of_samples, of_new = nearest(drawn[:200]), nearest(test_x)
+of_samples, of_new = nearest(drawn[:60]), nearest(test_x[:60])
 print("median distance to the nearest training galaxy, relative to the image's norm:")
 print(
     f"  samples of the prior {np.median(of_samples[1]):.3f}, new galaxies {np.median(of_new[1]):.3f}"
@@ -737,9 +741,7 @@ class UNet(nn.Module):
         faint = jnp.broadcast_to(jnp.log(flux / 2500.0), y.shape)
         h = jnp.stack([light, jnp.arcsinh(y / noise) / 3.0, faint], -1)
         fine = nn.gelu(nn.Conv(w, (3, 3))(h))
-        fine = nn.gelu(nn.Conv(w, (3, 3))(fine))
         coarse = nn.gelu(nn.Dense(4 * w)(shrink(fine)))
-        coarse = nn.gelu(nn.Conv(4 * w, (3, 3))(coarse))
         whole = nn.gelu(nn.Dense(8 * w)(coarse.reshape(len(y), -1)))
         whole = nn.gelu(nn.Dense(8 * w)(whole))
         whole = nn.gelu(nn.Dense(7 * 7 * 2 * w)(whole)).reshape(-1, 7, 7, 2 * w)
@@ -838,7 +840,7 @@ def point_source(residual, variance):
 place = galaxies.PIXEL * (np.arange(63) - 31)
 column, row = place[None, :], place[:, None]
 width = galaxies.RESOLUTION / np.sqrt(8 * np.log(2))
-plain = np.asarray(test_x[61])
+plain = np.asarray(test_x[77])
 spot = np.exp(-0.5 * ((column - 1.1) ** 2 + (row + 0.7) ** 2) / width**2)
 clump = plain + 0.15 * plain.sum() * spot / spot.sum()
 merger = np.roll(plain, (6, 10), (0, 1)) + np.roll(plain.T, (-8, -10), (0, 1))
@@ -859,8 +861,9 @@ notes = [f"χ²/pixel {c:.2f}, {e:+.1f}σ" for c, e in zip(odd_chi2, odd_excess,
 figures.doubt(dict(zip(names, panels, strict=True)), dict(zip(names, notes, strict=True)))
 
 # %%
-typical = np.quantile(prior.log_prob(prior.sample(jax.random.key(26), 4096)), [0.01, 0.5])
-odd_log_p = np.asarray(prior.log_prob(odd_z))
+log_prob = jax.jit(galaxy_prior.GalaxyPrior.log_prob)
+typical = np.quantile(log_prob(prior, drawn_z), [0.01, 0.5])
+odd_log_p = np.asarray(log_prob(prior, odd_z))
 print(
     f"log p(z) of galaxies drawn from the prior: median {typical[1]:.0f}, 1 % below {typical[0]:.0f}"
 )
@@ -1005,7 +1008,7 @@ verdict(
 )
 
 # %% alt="Left: distributions of the PSNR of every method; the deep prior has the highest median. Right: gain of the deep prior over the best classical method against magnitude, above zero for most galaxies; those on which it loses are marked with triangles."
-figures.gains(psnr, catalogue.magnitude, classical, "deep prior")
+figures.gains(psnr, catalogue.magnitude[-200:], classical, "deep prior")
 
 # %% [markdown]
 # ## 11 · Slide the strength of a prior
@@ -1016,8 +1019,9 @@ figures.gains(psnr, catalogue.magnitude, classical, "deep prior")
 strengths = np.geomspace(1e-3, 1e3, 61)
 one_y, one_x = test_y[shown[:1]], test_x[shown[:1]]
 tried = np.concatenate([restore_gaussian(one_y, gaussian, np.float32(s)) for s in strengths])
-quality = photometry.psnr(tried, jnp.repeat(one_x, 61, axis=0))
-fit_of, _ = surprise(one_y, observe(tried), jnp.full((1, 21, 21), noise**2))
+quality = photometry.psnr(tried, np.repeat(one_x, 61, axis=0))
+many_y = np.repeat(one_y, 61, axis=0)
+fit_of, _ = surprise(many_y, observe(tried), np.full(many_y.shape, noise**2, np.float32))
 notes = [f"PSNR {q:.1f} dB, χ² per pixel {c:.2f}" for q, c in zip(quality, fit_of, strict=True)]
 widgets.explore_strength(strengths, tried, notes, one_y[0] / 9, one_x[0], start=1.0)
 
