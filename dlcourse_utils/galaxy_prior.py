@@ -202,23 +202,30 @@ def _minus_log_posterior(z, prior, y, variance, operator):
     return jax.value_and_grad(of)(z)
 
 
-def rough_start(y: jax.Array) -> jax.Array:
+def rough_start(y: jax.Array) -> np.ndarray:
     """Latents z (n, DIM) from which to look for the galaxies in y (n, 21, 21): an average shape
     with the flux of the image."""
     zero, unit = _MAGNITUDE
-    flux = jnp.maximum(y.sum(axis=(1, 2)), 1.0)
-    magnitude = (ZERO_POINT - 2.5 * jnp.log10(flux) - zero) / unit
-    return jnp.zeros((len(y), DIM)).at[:, SHAPE].set(magnitude)
+    flux = np.maximum(np.asarray(y).sum(axis=(1, 2)), 1.0)
+    start = np.zeros((len(flux), DIM), np.float32)
+    start[:, SHAPE] = (ZERO_POINT - 2.5 * np.log10(flux) - zero) / unit
+    return start
 
 
 def most_probable(
-    prior: GalaxyPrior, y: jax.Array, variance: jax.Array, operator: jax.Array, start: jax.Array
+    prior: GalaxyPrior,
+    y: jax.Array,
+    variance: jax.Array,
+    operator: jax.Array,
+    start: jax.Array,
+    iterations: int = 500,
 ) -> tuple[np.ndarray, float]:
     """A mode of the posterior of one galaxy: its latent z (DIM,), and -log posterior there.
 
     y and ``variance`` (21, 21), ``operator`` as in `telescope.operator`, ``start`` (DIM,). By
-    SciPy's L-BFGS-B. There can be other modes, from other starts. The value lacks the constants of
-    the likelihood. Raises `telescope.TelescopeError` for an observation that cannot be fitted.
+    SciPy's L-BFGS-B, in at most so many ``iterations``. There can be other modes, from other
+    starts. The value lacks the constants of the likelihood. Raises `telescope.TelescopeError` for
+    an observation that cannot be fitted.
     """
     telescope.check_observation(y, variance)
 
@@ -227,7 +234,11 @@ def most_probable(
         return float(value), np.asarray(slope, dtype=float)
 
     found = optimize.minimize(
-        objective, np.asarray(start, float), jac=True, method="L-BFGS-B", options={"maxiter": 500}
+        objective,
+        np.asarray(start, float),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": iterations},
     )
     return found.x.astype(np.float32), float(found.fun)
 

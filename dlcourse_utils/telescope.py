@@ -226,6 +226,7 @@ def observe(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return sample(convolve(x, kernel))
 
 
+@jax.jit
 def observe_noisy(
     key: jax.Array, x: jax.Array, kernel: jax.Array, variance: float | jax.Array
 ) -> jax.Array:
