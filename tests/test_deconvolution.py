@@ -308,7 +308,7 @@ def test_descents_end_where_scipy_hardly_finds_a_way_on(lesson, judge, observed)
 
 def test_starts_begin_with_an_average_shape_for_each_galaxy(lesson, observed):
     _, y, _ = observed
-    start = np.asarray(lesson["starts_for"](KEY, y, 3)).reshape(4, 3, 33)
+    start = np.asarray(lesson["starts_for"](8, y, 3)).reshape(4, 3, 33)
     rough = np.asarray(galaxy_prior.rough_start(y))
     np.testing.assert_array_equal(start[:, 0], rough)
     np.testing.assert_array_equal(start[:, :, -1], rough[:, -1:].repeat(3, 1))

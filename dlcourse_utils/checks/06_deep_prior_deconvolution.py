@@ -200,6 +200,15 @@ def _centred_on_ring(room):
     return wrong
 
 
+@_in_numpy
+def _size_not_given_back(x, kernel):
+    """The inverse transform fills an even number of columns, one fewer than there were."""
+    n, m = x.shape[-1], kernel.shape[-1]
+    size = (n + m - 1, n + m - 1)
+    product = np.fft.rfft2(x, s=size) * np.fft.rfft2(_to_one(kernel), s=size)
+    return _CENTRED(np.fft.irfft2(product), n, m)
+
+
 def _after_blur(change):
     return _in_numpy(lambda x, kernel: change(_blur()(x, kernel), x))
 
@@ -277,6 +286,14 @@ _CONVOLVE = Spec(
             "The transforms have no room: there are only n pixels, and the cut takes some away.",
             "The convolution of n with m pixels has n + m - 1; on fewer, its ends overlap.",
             "Give both transforms `s=(n + m - 1, n + m - 1)`.",
+        ),
+        Suspect(
+            "size_not_given_back",
+            _size_not_given_back,
+            "The inverse transform does not know that the size was odd: give it `s` too.",
+            "`rfft2` keeps half of the frequencies, as many for 12 columns as for 13. `irfft2` "
+            "takes the even number, and the image is squeezed along its rows.",
+            "Use `jnp.fft.irfft2(product, s=(n + m - 1, n + m - 1))`.",
         ),
         Suspect(
             "one_pixel_short",
@@ -420,7 +437,7 @@ def _likelihood_cases(rng):
 def _likelihoods(function, arguments):
     """The log density, and what masked pixels do to it, which has one right value: nothing.
 
-    Where they count, the log density may have any value: it is left out, as 0.
+    Where they count, the log density may have any value: the right one stands for it.
     """
     y, mean, variance = arguments
     answer = _compiled("log_likelihood", function)
@@ -439,7 +456,7 @@ def _likelihoods(function, arguments):
         same = np.isfinite(offset).all() and np.allclose(offset, offset[0], 1e-3)
     constant = float(same and abs(offset[0]) > 1e-3 and not (data or model))
     if np.isfinite(value).all() and (data or model or constant):
-        value = np.zeros(value.shape)
+        return right, data, model, constant, 1.0
     slope = 0.0
     ours = getattr(function, "__module__", None) == __name__
     if np.allclose(value, right) and (not ours or function is _log_of_density):
@@ -506,9 +523,9 @@ _LIKELIHOOD = Spec(
     evaluate=_likelihoods,
     labels=(
         "log density",
-        "effect of the data in masked pixels",
-        "effect of the model in masked pixels",
-        "constant for each masked pixel",
+        "the data in masked pixels count (0 no, 1 yes)",
+        "the model in masked pixels counts (0 no, 1 yes)",
+        "each masked pixel adds a constant (0 no, 1 yes)",
         "finite gradient",
     ),
     gradient=_gradient_of_likelihood,
@@ -673,26 +690,37 @@ _LIKELIHOOD = Spec(
 
 
 def _wiener_cases(rng):
-    def case():
-        p = 5  # pixels of the image and of the observation alike: a transpose must not fail
+    def case(p, q):
         factor = np.tril(rng.uniform(0.2, 0.6, (p, p)), -1) + np.diag(rng.uniform(0.8, 1.6, p))
         covariance = factor @ factor.T
-        blur = np.eye(p) + np.triu(rng.uniform(0.1, 0.4, (p, p)), 1)
+        blur = np.eye(q, p) + np.triu(rng.uniform(0.1, 0.4, (q, p)), 1)
         mean = rng.uniform(0.5, 1.5, p) * rng.choice([-1.0, 1.0], p)
-        variance = rng.permutation(np.geomspace(0.25, 2.5, p)) * rng.uniform(0.9, 1.1, p)
+        variance = rng.permutation(np.geomspace(0.25, 2.5, q)) * rng.uniform(0.9, 1.1, q)
         prior = (mean, blur @ mean, covariance @ blur.T, blur @ covariance @ blur.T)
-        y = blur @ mean + rng.uniform(0.7, 2.0, p) * rng.choice([-1.0, 1.0], p)
+        y = blur @ mean + rng.uniform(0.7, 2.0, q) * rng.choice([-1.0, 1.0], q)
         return (
             jnp.float32(y),
             jnp.float32(variance),
             _reference("Gaussian")(*map(jnp.float32, prior)),
         )
 
-    return {"5 pixels": case(), "5 other pixels": case()}
+    # As many pixels in image and observation, where a transpose does not fail; then fewer in one.
+    return {"5 pixels": case(5, 5), "6 pixels, 4 observed": case(6, 4)}
 
 
 def _filtered(function, arguments):
-    return _compiled("wiener", function)(*arguments)
+    """The image; and where the observation has another size, 0 or 1: is it right?"""
+    function = _compiled("wiener", function)
+    y, _, prior = arguments
+    right = np.asarray(_reference("wiener")(*arguments))
+    if len(y) == len(prior.mean_x):
+        image = function(*arguments)
+        return (image, 1.0) if _is_array(image) else image
+    try:
+        image = np.asarray(function(*arguments))
+    except Exception:
+        return right, 0.0
+    return right, float(image.shape == right.shape and np.allclose(image, right, 1e-3, 1e-3))
 
 
 def _filter(
@@ -716,6 +744,18 @@ def _filter(
 
 
 @_in_numpy
+def _other_order(y, variance, prior):
+    weights = prior.cov_xy @ (y - prior.mean_y)
+    return prior.mean_x + np.linalg.solve(prior.cov_yy + np.diag(variance), weights)
+
+
+@_in_numpy
+def _size_of_x(y, variance, prior):
+    matrix = prior.cov_yy + variance * np.eye(len(prior.mean_x))
+    return prior.mean_x + prior.cov_xy @ np.linalg.solve(matrix, y - prior.mean_y)
+
+
+@_in_numpy
 def _only_pixel_noise(y, variance, prior):
     return prior.mean_x + prior.cov_xy @ ((y - prior.mean_y) / variance)
 
@@ -725,6 +765,7 @@ _WIENER = Spec(
     name="wiener",
     cases=_wiener_cases,
     evaluate=_filtered,
+    labels=("image", "right where the observation has fewer pixels"),
     atol=2e-4,
     rtol=2e-4,
     insight="Where the prior's power is above the noise the filter undoes the blur; where it is "
@@ -861,6 +902,22 @@ _WIENER = Spec(
             "without limit.",
             "Solve with cov_yy + diag(variance).",
         ),
+        Suspect(
+            "other_order",
+            _other_order,
+            "The inverse and cov_xy are applied in the wrong order.",
+            "The matrix that is inverted belongs to the q pixels of y, and cov_xy leads from them "
+            "to the p of the image. Only for p = q does this run at all.",
+            "Solve for the weights of y - prior.mean_y first, then multiply with `prior.cov_xy`.",
+        ),
+        Suspect(
+            "size_of_x",
+            _size_of_x,
+            "It goes wrong where image and observation differ in their number of pixels.",
+            "The lesson's image has 3,969 pixels, and 441 are observed: the noise belongs to "
+            "those.",
+            "Take the size from y or `variance`, as `jnp.diag(variance)` does, not from the image.",
+        ),
     ),
 )
 
@@ -927,6 +984,12 @@ def _latent_cases(rng):
     return {"3 galaxies, some pixels masked": (*maps, observe, prior)}
 
 
+def _posterior_cases(rng):
+    ((name, (z, y, variance, *rest)),) = _latent_cases(rng).items()
+    measured = jnp.where(jnp.isinf(variance), 0.1, variance)
+    return {name: (z, y, variance, *rest), "3 galaxies": (z, y, measured, *rest)}
+
+
 class _Terms(NamedTuple):
     """What answers to 06.4, right and wrong, are made of, for each galaxy."""
 
@@ -983,7 +1046,7 @@ def _gradient_of_posterior(function, arguments):
 _POSTERIOR = Spec(
     id="06.4",
     name="negative_log_posterior",
-    cases=_latent_cases,
+    cases=_posterior_cases,
     evaluate=_posteriors,
     labels=("difference to z = 0",),
     gradient=_gradient_of_posterior,
@@ -1108,7 +1171,9 @@ _POSTERIOR = Spec(
         ),
         Suspect(
             "mask_ignored",
-            _from_terms(lambda t: np.full_like(t.prior, np.inf)),
+            _from_terms(
+                lambda t: np.where(t.used < t.pixels, np.inf, -t.likelihood - t.prior),
+            ),
             "It is not finite where pixels are masked.",
             "Their variance is infinite, and so is its logarithm: exercise 06.2 took care of that.",
             "Use `log_likelihood` from exercise 06.2.",
@@ -1167,6 +1232,8 @@ def _gradients(function, arguments):
     z = arguments[0]
     with _judged_alone(function, "log_likelihood", "negative_log_posterior"):
         result = _compiled("gradient", function)(*arguments)
+    if callable(result):
+        raise Misfit("`gradient` returns a function, not an array: call it with z.")
     parts = jax.tree.leaves(result)
     if len(parts) < 2 or not all(map(_is_array, parts)):
         return result if result is None else (result, 1)
@@ -1380,6 +1447,13 @@ _SURPRISE = Spec(
             "Use the number of used pixels here too.",
         ),
         Suspect(
+            "mean_over_all_pixels",
+            _other_chi2(lambda c: c.chi2 / c.pixels),
+            "χ² is divided by the number of all pixels: the masked ones are averaged in.",
+            "They add nothing to χ², so the fit looks better the more of them there are.",
+            "Divide the sum by the number of used pixels, in place of `jnp.mean`.",
+        ),
+        Suspect(
             "variance_as_sigma",
             _from_chi(_both, residual=lambda r, v: (r / v) ** 2),
             "`variance` is squared: it was taken for σ.",
@@ -1421,6 +1495,14 @@ _SURPRISE = Spec(
             "ν is one too small.",
             "A degree of freedom is taken off for what was fitted to these data; here the model is "
             "given.",
+            "Use the number of used pixels itself.",
+        ),
+        Suspect(
+            "latents_subtracted",
+            _from_chi(lambda c: _both(c._replace(used=c.used - 33))),
+            "The 33 latents are taken off ν.",
+            "That is right for a best fit to these data, if each latent were free. Here any model "
+            "may come, also one that was never fitted.",
             "Use the number of used pixels itself.",
         ),
         Suspect(
