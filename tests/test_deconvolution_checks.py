@@ -100,6 +100,29 @@ def test_masked_pixels_that_count_are_told_whatever_their_variance(made_up):
     assert found == (expected if made_up < 1e5 else ["masked_logarithm"] * 3)
 
 
+@pytest.mark.parametrize("name", ["masked_counted", "data_zeroed", "masked_logarithm"])
+def test_of_masked_pixels_no_number_is_made_up(name):
+    (wrong,) = (s.wrong for s in engine.find("06.2").suspects if s.name == name)
+    detail = judged("06.2", wrong).detail
+    assert "(0 no, 1 yes): expected 0, got 1" in detail and "log density" not in detail
+
+
+@pytest.mark.parametrize(
+    ("add", "name"),
+    [
+        (lambda g, variance: jnp.eye(len(g.mean_x)) * variance, "size_of_x"),
+        # Wrong at any size: of the size nothing is said.
+        (lambda g, variance: 3.0 * jnp.diag(variance), "value"),
+    ],
+)
+def test_a_filter_that_is_right_for_one_size_only_is_named(add, name):
+    def wiener(y, variance, prior):
+        weights = jnp.linalg.solve(prior.cov_yy + add(prior, variance), y - prior.mean_y)
+        return prior.mean_x + prior.cov_xy @ weights
+
+    assert judged("06.3", wiener).diagnosis == name
+
+
 def test_a_nan_gradient_is_named_though_the_value_is_right():
     def log_likelihood(y, mean, variance):
         density = jax.scipy.stats.norm.pdf(y, mean, jnp.sqrt(variance))
@@ -200,6 +223,44 @@ def test_a_prior_of_the_image_says_what_log_prob_takes():
 
     found = judged("06.4", negative_log_posterior)
     assert found.outcome == engine.ERROR and "`prior.log_prob` takes latents (n, d)" in found.says
+
+
+def misfit(z, y, variance, observe, prior):
+    squares = (y - observe(prior.decode(z))) ** 2 / variance
+    return 0.5 * jnp.sum(squares + jnp.log(variance), axis=(-2, -1))
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        (lambda z, *rest: misfit(z, *rest) - rest[-1].log_prob(z), "mask_ignored"),
+        (lambda z, *rest: posterior_logpdf(z, *rest) + jnp.log(-jnp.exp(z[:, 0])), "not_finite"),
+    ],
+)
+def test_the_mask_is_blamed_only_for_what_it_does(answer, name):
+    assert (
+        judged(
+            "06.4", lambda z, y, variance, observe, prior: answer(z, y, variance, observe, prior)
+        ).diagnosis
+        == name
+    )
+
+
+def test_a_gradient_that_is_not_called_is_told_so():
+    found = judged("06.5", lambda z, *rest: jax.grad(total))
+    assert found.outcome == engine.WRONG and "returns a function" in found.says
+
+
+@pytest.mark.parametrize("excess_of_mean", [False, True])
+def test_a_mean_over_all_pixels_is_named(excess_of_mean):
+    def surprise(y, mean, variance):
+        nu = jnp.isfinite(variance).sum((-2, -1))
+        squares = (y - mean) ** 2 / variance
+        averaged = jnp.mean(squares, axis=(-2, -1))
+        reduced = averaged if excess_of_mean else jnp.sum(squares, axis=(-2, -1)) / nu
+        return averaged, (reduced - 1) * jnp.sqrt(nu / 2)
+
+    assert judged("06.6", surprise).diagnosis == "mean_over_all_pixels"
 
 
 def total(z, *rest):
