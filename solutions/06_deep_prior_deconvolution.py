@@ -80,7 +80,7 @@ A = telescope.operator(kernel)
 observe = jax.tree_util.Partial(telescope.apply, A)  # images (n, 63, 63) to means (n, 21, 21)
 prior = galaxy_prior.load()
 
-# %%
+# %% tags=["verdict"]
 try:
     fits = real_galaxies.load_sersic_fits()
     for name in ("radius", "axis_ratio", "sersic"):
@@ -170,7 +170,7 @@ figures.forward({"x": one, "Π": spot, "Π ∗ x": blurred, "P(Π ∗ x)": sampl
 # Is this what a telescope sees? **GalSim** (Rowe et al. 2015), which surveys use for simulations, draws and blurs with code that shares nothing with ours. A file holds what it makes of 50 galaxies behind five PSFs, one of
 # them measured on stars by Hyper Suprime-Cam. The verdict compares the whole way, from the disc and the bulge of a galaxy to the survey's pixels, on a field wide enough that no light is cut off. (In the lesson light from outside of the stamp is left out, in data and model alike.)
 
-# %%
+# %% tags=["verdict"]
 # Your function scales a kernel to 1. This one ends at 3.5 arcsec, where 0.1 % of the light is yet to come.
 errors = galsim_reference.errors(lambda x, k: telescope.sample(convolve(x, k) * k.sum()))
 verdict("forward model against GalSim, worst of 50, over the peak", errors.max(), high=1e-3)
@@ -314,7 +314,7 @@ wiener = check("06.3", wiener)
 # %% [markdown]
 # Beside an answer found in another way: on a small image of 12 x 12 pixels, the same posterior mean from the *precision* form, $(C^{-1} + A^T N^{-1} A)^{-1}$, solved densely in double precision with NumPy.
 
-# %%
+# %% tags=["verdict"]
 rng = np.random.default_rng(0)
 row = np.arange(12)
 distance = np.hypot(*(np.subtract.outer(i, i) for i in np.divmod(np.arange(144), 12)))
@@ -500,7 +500,7 @@ figures.stamps({f"{i + 1} to {i + 5}": mixed[i : i + 5] for i in range(0, 20, 5)
 # Eyes are forgiving. Numbers: the distributions of size, ellipticity and concentration of 4,096 galaxies from the prior, beside as many from the simulator that it was not trained on; the largest distance between two cumulative
 # distributions is the Kolmogorov–Smirnov statistic. And at the depth of a Hubble image, is a decoded galaxy as good as the true one? If so, $\chi^2$ per pixel is 1. (With so many galaxies both tests see differences that are small: the prior is good, not perfect.)
 
-# %%
+# %% tags=["verdict"]
 of_prior, of_simulator = photometry.measure(drawn), photometry.measure(train_x)
 for name in ("half_light_radius", "ellipticity", "concentration"):
     values = (getattr(numbers, name) for numbers in (of_prior, of_simulator))
@@ -670,7 +670,7 @@ figures.modes(
     ["first start", "slowest start", "truth"],
 )
 
-# %%
+# %% tags=["verdict"]
 print("Worst of eight descents above the best end, in nats:")
 for i, now, end in zip(shown, halfway.max(axis=1), above.max(axis=1), strict=True):
     print(f"  galaxy {i:3d}: {now:5.1f} after 48 steps, {end:5.2f} at the end")
@@ -719,7 +719,7 @@ def surprise(y, mean, variance):
 # %%
 surprise = check("06.6", surprise)
 
-# %%
+# %% tags=["verdict"]
 descents = restore(test_y, test_variance, galaxy_prior.rough_start(test_y), steps=80)
 test_z = descents.z
 print(
@@ -881,7 +881,7 @@ panels = zip(odd_y, odd_restored, odd_x, residual / noise, significance, strict=
 notes = [f"χ²/pixel {c:.2f}, {e:+.1f}σ" for c, e in zip(odd_chi2, odd_excess, strict=True)]
 figures.doubt(dict(zip(names, panels, strict=True)), dict(zip(names, notes, strict=True)))
 
-# %%
+# %% tags=["verdict"]
 log_prob = jax.jit(galaxy_prior.GalaxyPrior.log_prob)
 odd_log_p, log_p = np.split(log_prob(prior, np.concatenate([odd_z, test_z])), [4])
 typical = np.quantile(log_p, [0.01, 0.5])
@@ -1005,7 +1005,7 @@ except CourseError as trouble:
 #
 # Every method, every galaxy, the same data. Size is the half-light radius; bias is the median of estimate over truth, minus one.
 
-# %%
+# %% tags=["verdict"]
 psnr = {name: photometry.psnr(images, test_x) for name, images in restored.items()}
 truth = photometry.measure(test_x)
 print(f"{'method':20s} {'PSNR':>8s} {'χ²/pixel':>9s} {'size bias':>10s} {'flux bias':>10s}")
