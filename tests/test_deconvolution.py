@@ -34,6 +34,7 @@ def lesson(source):
     scope["A"] = telescope.operator(scope["kernel"])
     scope["observe"] = jax.tree_util.Partial(telescope.apply, scope["A"])
     scope["test_y"] = telescope.observe_noisy(KEY, scope["test_x"], scope["kernel"], SIGMA**2)
+    scope["tuning_x"], scope["tuning_y"] = scope["test_x"], scope["test_y"]
     scope["prior"] = galaxy_prior.load()
     for name in ("ascend", "gaussian_of", "starlets", "residuals"):
         (cell,) = (c for c in source.cells if re.search(rf"^def {name}\(", c.source, re.M))
