@@ -100,10 +100,11 @@ def stamps(
 
 @on_host
 def forward(stages: Mapping[str, np.ndarray]) -> None:
-    """From the galaxy to the data: one panel for each stage, the name above it."""
+    """From the galaxy to the data: one panel for each stage, the name above it; NaN is grey."""
     figure, axes = _grid(1, len(stages), 2.2)
-    norm = _stretch(max(image.max() for image in stages.values()))
+    norm = _stretch(max(image.max() for image in stages.values() if len(image) == SIZE))
     for ax, (name, image) in zip(axes[0], stages.items(), strict=True):
+        ax.set_facecolor(FAINT)
         picture = _show(ax, image, norm=norm)
         ax.set_title(name, fontsize=10)
     _scale(axes[0, 0])
