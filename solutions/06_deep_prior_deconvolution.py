@@ -405,7 +405,7 @@ for name, gaussian in linear.items():
 # into details of 1, 2, 4 and 8 pixels, and say that few of them are not zero. Each makes the posterior a sum of the likelihood and a term with a corner at zero, and the
 # same ascent is used: after each step a *proximal* map shrinks what the prior finds improbable. (For starlets, which are redundant, the shrinking is a heuristic.) Both include positivity.
 #
-# How strong shall the prior be? We choose the strength that is best for 16 galaxies set apart for tuning: more than one can do in a real observation, and so a fair chance. So is the number of steps, 60. With more of them the images get worse: part of these two priors is to stop early.
+# How strong shall the prior be? We choose the strength that is best for 16 galaxies set apart for tuning: more than one can do in a real observation, and so a fair chance. So is the number of steps, 80 and 60. With more of them the images get worse: part of these two priors is to stop early.
 
 
 # %%
@@ -456,7 +456,7 @@ def starlets(x, strength, state):
 
 def restore_variation(y, strength):
     dual = jnp.zeros((2, len(y), 63, 63))
-    *_, s = ascend(y, total_variation, strength, dual, steps=60, observe=observe_sharp)
+    *_, s = ascend(y, total_variation, strength, dual, steps=80, observe=observe_sharp)
     return G @ s @ G
 
 
