@@ -68,6 +68,57 @@ def test_pit_histogram_integrates_to_one():
     assert heights.mean() == pytest.approx(1.0)
 
 
+LOG_WEIGHTS = {
+    "light": lambda rng, n: rng.normal(size=n),
+    "heavy": lambda rng, n: 3.0 * rng.normal(size=n),
+    "bounded": lambda rng, n: np.log(rng.uniform(size=n)),
+    "power law": lambda rng, n: 0.9 * rng.exponential(size=n),
+    "large numbers": lambda rng, n: 1e4 + rng.normal(size=n),
+    "some of zero": lambda rng, n: np.where(np.arange(n) % 3, rng.normal(size=n), -np.inf),
+}
+
+
+@pytest.mark.parametrize("n", [25, 225, 226, 2000])
+@pytest.mark.parametrize("law", LOG_WEIGHTS)
+def test_pareto_k_is_that_of_arviz(law, n):
+    arviz = pytest.importorskip("arviz_stats.base", reason="arviz-stats is not installed")
+    log_weights = LOG_WEIGHTS[law](np.random.default_rng(3), n)
+    _, expected = arviz.array_stats.psislw(-log_weights)  # it takes minus the logarithms
+    assert diagnostics.pareto_k(log_weights) == pytest.approx(float(expected), abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [0.3, 0.7, 1.2])
+def test_pareto_k_of_a_power_law_is_its_own(shape):
+    """The weight u^-k of a uniform u has this k; the error is (1 + k) / sqrt(tail)."""
+    log_weights = -shape * np.log(np.random.default_rng(4).uniform(size=1_000_000))
+    error = (1.0 + shape) / np.sqrt(3000)
+    assert diagnostics.pareto_k(log_weights) == pytest.approx(shape, abs=4.0 * error)
+
+
+def test_pareto_k_at_the_ends():
+    assert diagnostics.pareto_k(np.zeros(100)) == -np.inf
+    assert diagnostics.pareto_k(1e4 * np.arange(100.0)) == np.inf
+    light = np.random.default_rng(5).normal(size=400)
+    assert diagnostics.pareto_k(light.astype(np.float32) - 50.0) == pytest.approx(
+        diagnostics.pareto_k(light), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_pareto_k_refuses_what_is_no_weight(bad):
+    with pytest.raises(ValueError, match=r"shape \(50,\) with 1 NaN or infinite"):
+        diagnostics.pareto_k(np.append(np.zeros(49), bad))
+
+
+def test_pareto_k_refuses_too_few():
+    with pytest.raises(ValueError, match="at least 25 weights in one dimension"):
+        diagnostics.pareto_k(np.zeros(24))
+    with pytest.raises(ValueError, match="at least 25 weights in one dimension"):
+        diagnostics.pareto_k(np.zeros((5, 10)))
+    with pytest.raises(ValueError, match="Only 3 of 100 weights are above zero, the tail takes 20"):
+        diagnostics.pareto_k(np.append(np.full(97, -np.inf), np.zeros(3)))
+
+
 def test_double_precision_holds_inside_only():
     third = jax.jit(lambda x: x / 3.0)
     with diagnostics.double_precision():
