@@ -6,10 +6,8 @@ mistake does in many variants, as a mask that is ignored, is measured, and told 
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -17,96 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from .engine import Misfit, Spec, Suspect, namespace
+from .tools import (
+    Prior,
+    compiled,
+    in_numpy,
+    is_array,
+    judged_alone,
+    ours,
+    slope,
+    through_blur,
+    to_compile,
+)
 
 
 def _reference(name: str) -> Callable:
     return namespace("06")[name]
-
-
-def _is_array(result: Any) -> bool:
-    return isinstance(result, float) or hasattr(result, "shape")
-
-
-class _NoArrays(Exception):
-    """What was returned while it was traced, where it is nothing that jit can return."""
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _jitted(function, *arguments):
-    result = function(*arguments)
-    leaves = jax.tree.leaves(result)
-    if not all(
-        hasattr(leaf, "dtype") or isinstance(leaf, complex | float | int) for leaf in leaves
-    ):
-        raise _NoArrays(result)
-    return result
-
-
-def _to_compile(function):
-    """``function`` as the key of a compilation: a cell may have changed through a global."""
-    if getattr(function, "__module__", "__main__") == "__main__" or function.__hash__ is None:
-        return functools.partial(function)
-    return function
-
-
-def _compiled(name: str, function: Callable) -> Callable:
-    """``function`` under jit, as later cells call it; all its operations compile together.
-
-    Refuses what works with numbers only. The wrong answers of this module are called as they are.
-    """
-    if getattr(function, "__module__", None) == __name__:
-        return function
-    key = _to_compile(function)
-
-    def call(*arguments):
-        try:
-            return _jitted(key, *arguments)
-        except _NoArrays as odd:
-            return odd.args[0]
-        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-            raise Misfit(
-                f"JAX cannot trace `{name}`: it works with numbers, but not under `jax.jit`, where "
-                "later cells call it. Use jnp in place of np, and no float() or item()."
-            ) from error
-
-    return call
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _slope(function, position, *arguments):
-    """Gradient of the sum of what ``function`` returns, by one of its arguments."""
-
-    def total(argument):
-        mine = (*arguments[:position], argument, *arguments[position + 1 :])
-        return jnp.sum(function(*mine))
-
-    return jax.grad(total)(arguments[position])
-
-
-@contextmanager
-def _judged_alone(function: Callable, *earlier: str) -> Iterator[None]:
-    """Within it ``function`` calls the reference where it would call the student's earlier answers.
-
-    These have been judged already, and their mistakes are not to be found a second time.
-    """
-    scope = getattr(inspect.unwrap(function), "__globals__", {})
-    theirs = {name: scope[name] for name in earlier if name in scope}
-    scope.update({name: _reference(name) for name in theirs})
-    try:
-        yield
-    finally:
-        scope.update(theirs)
-
-
-def _in_numpy(wrong):
-    """A wrong answer given NumPy arrays in double precision; it may divide by zero in silence."""
-
-    @functools.wraps(wrong)
-    def answer(*arguments):
-        with np.errstate(all="ignore"):
-            return wrong(*jax.tree.map(np.float64, arguments))
-
-    return answer
 
 
 # --- 06.1 convolve ---------------------------------------------------------------------------
@@ -124,9 +47,9 @@ def _convolve_cases(rng):
 
 def _blurs(function, arguments):
     """One image; and if it is right, whether other sizes and leading axes are."""
-    function = _compiled("convolve", function)
+    function = compiled("convolve", function)
     image = function(*arguments)
-    if not _is_array(image):
+    if not is_array(image):
         return image
     image = np.asarray(image)
     x, kernel = map(np.asarray, arguments)
@@ -180,7 +103,7 @@ def _on_ring(x, kernel, size):
 def _blur(*, light=_to_one, room=lambda n, m: n + m - 1, shift=_as_it_is, cut=_CENTRED):
     """The convolution with mistakes: each argument is one part of it."""
 
-    @_in_numpy
+    @in_numpy
     def wrong(x, kernel):
         n, m = x.shape[-1], kernel.shape[-1]
         return cut(shift(_on_ring(x, light(kernel), room(n, m))), n, m)
@@ -191,7 +114,7 @@ def _blur(*, light=_to_one, room=lambda n, m: n + m - 1, shift=_as_it_is, cut=_C
 def _centred_on_ring(room):
     """The kernel's middle at the origin of a ring of too few pixels."""
 
-    @_in_numpy
+    @in_numpy
     def wrong(x, kernel):
         n, half = x.shape[-1], kernel.shape[-1] // 2
         ring = _on_ring(x, _to_one(kernel), room(n, half))
@@ -200,7 +123,7 @@ def _centred_on_ring(room):
     return wrong
 
 
-@_in_numpy
+@in_numpy
 def _size_not_given_back(x, kernel):
     """The inverse transform fills an even number of columns, one fewer than there were."""
     n, m = x.shape[-1], kernel.shape[-1]
@@ -210,7 +133,7 @@ def _size_not_given_back(x, kernel):
 
 
 def _after_blur(change):
-    return _in_numpy(lambda x, kernel: change(_blur()(x, kernel), x))
+    return in_numpy(lambda x, kernel: change(_blur()(x, kernel), x))
 
 
 def _fftshift(image):
@@ -376,7 +299,7 @@ _CONVOLVE = Spec(
         ),
         Suspect(
             "product",
-            _in_numpy(lambda x, kernel: _times(x, _to_one(kernel))),
+            in_numpy(lambda x, kernel: _times(x, _to_one(kernel))),
             "Image and kernel are multiplied pixel by pixel.",
             "A convolution is a product of their *transforms*; this only dims the edges.",
             "Transform both, multiply, and transform back.",
@@ -397,7 +320,7 @@ _CONVOLVE = Spec(
         ),
         Suspect(
             "large_kernel",
-            _in_numpy(lambda x, kernel: _blur()(x, kernel) * (kernel.shape[-1] <= x.shape[-1])),
+            in_numpy(lambda x, kernel: _blur()(x, kernel) * (kernel.shape[-1] <= x.shape[-1])),
             "It goes wrong where the kernel is larger than the image.",
             "The lesson's kernel has 125 pixels a side, its images 63: light goes from any pixel "
             "to any other.",
@@ -440,9 +363,9 @@ def _likelihoods(function, arguments):
     Where they count, the log density may have any value: the right one stands for it.
     """
     y, mean, variance = arguments
-    answer = _compiled("log_likelihood", function)
+    answer = compiled("log_likelihood", function)
     value = answer(y, mean, variance)
-    if not _is_array(value):
+    if not is_array(value):
         return value
     value = np.asarray(value)
     masked = np.isinf(variance)
@@ -457,16 +380,15 @@ def _likelihoods(function, arguments):
     constant = float(same and abs(offset[0]) > 1e-3 and not (data or model))
     if np.isfinite(value).all() and (data or model or constant):
         return right, data, model, constant, 1.0
-    slope = 0.0
-    ours = getattr(function, "__module__", None) == __name__
-    if np.allclose(value, right) and (not ours or function is _log_of_density):
+    gradient = 0.0
+    if np.allclose(value, right) and (not ours(function) or function is _log_of_density):
         with suppress(Exception):  # of what cannot be differentiated the engine tells
-            slope = _slope(_to_compile(function), 1, *arguments)
-    return value, data, model, constant, float(np.isfinite(slope).all())
+            gradient = slope(to_compile(function), 1, *arguments)
+    return value, data, model, constant, float(np.isfinite(gradient).all())
 
 
 def _gradient_of_likelihood(function, arguments):
-    return _slope(_to_compile(function), 1, *arguments)
+    return slope(to_compile(function), 1, *arguments)
 
 
 class _Pixels(NamedTuple):
@@ -487,7 +409,7 @@ class _Pixels(NamedTuple):
 def _density(terms, *, total=lambda terms, used: np.sum(terms, (-2, -1)), factor=-0.5, mask=True):
     """The log density with mistakes: other terms, another sum, a mask that is not applied."""
 
-    @_in_numpy
+    @in_numpy
     def wrong(y, mean, variance):
         used = np.isfinite(variance)
         found = terms(_Pixels(y, mean, np.where(used, variance, 1.0), used))
@@ -500,12 +422,12 @@ def _right_terms(p):
     return p.misfit() + p.norm()
 
 
-@_in_numpy
+@in_numpy
 def _unmasked(y, mean, variance):
     return -0.5 * np.sum((y - mean) ** 2 / variance + np.log(2 * np.pi * variance), axis=(-2, -1))
 
 
-@_in_numpy
+@in_numpy
 def _mask_times_infinity(y, mean, variance):
     terms = (y - mean) ** 2 / variance + np.log(2 * np.pi * variance)
     return -0.5 * np.sum(np.isfinite(variance) * terms, axis=(-2, -1))
@@ -710,7 +632,7 @@ def _wiener_cases(rng):
 
 def _filtered(function, arguments):
     """The image; and if it is right, whether it is with fewer pixels in y than in the image."""
-    function = _compiled("wiener", function)
+    function = compiled("wiener", function)
     image = function(*arguments)
     if image is None or image is ...:
         return image
@@ -745,7 +667,7 @@ def _filter(
 ):
     """The Wiener filter with mistakes: each argument is one part of it."""
 
-    @_in_numpy
+    @in_numpy
     def wrong(y, variance, prior):
         weights = solve(total(prior.cov_yy, noise(variance)), y - mean_y(prior))
         return mean_x(prior) + sign * cov_xy(prior) @ weights
@@ -753,19 +675,19 @@ def _filter(
     return wrong
 
 
-@_in_numpy
+@in_numpy
 def _other_order(y, variance, prior):
     weights = prior.cov_xy @ (y - prior.mean_y)
     return prior.mean_x + np.linalg.solve(prior.cov_yy + np.diag(variance), weights)
 
 
-@_in_numpy
+@in_numpy
 def _size_of_x(y, variance, prior):
     matrix = prior.cov_yy + variance * np.eye(len(prior.mean_x))
     return prior.mean_x + prior.cov_xy @ np.linalg.solve(matrix, y - prior.mean_y)
 
 
-@_in_numpy
+@in_numpy
 def _only_pixel_noise(y, variance, prior):
     return prior.mean_x + prior.cov_xy @ ((y - prior.mean_y) / variance)
 
@@ -935,50 +857,11 @@ _WIENER = Spec(
 # --- 06.4 and 06.5: the posterior of a latent ------------------------------------------------
 
 
-class _Prior(NamedTuple):
-    """A prior with the two functions of `galaxy_prior.GalaxyPrior` that the exercises need.
-
-    Images grow exponentially with the latents, whose density is logistic, not around zero.
-    """
-
-    pattern: Any  # (d, k, k)
-    place: Any  # (d,)
-    width: Any  # (d,)
-
-    def decode(self, z):
-        """Images (n, k, k) of latents z (n, d)."""
-        self._must_be_latents("decode", z)
-        return jnp.exp(0.4 * jnp.tensordot(z, self.pattern, 1))
-
-    def log_prob(self, z):
-        """Log density (n,) of latents z (n, d)."""
-        self._must_be_latents("log_prob", z)
-        t = (z - self.place[None]) / self.width[None]
-        return jnp.sum(-t - 2 * jax.nn.softplus(-t) - jnp.log(self.width)[None], axis=-1)
-
-    def _must_be_latents(self, name, z):
-        d = len(self.place)
-        if jnp.ndim(z) != 2 or jnp.shape(z)[-1] != d:
-            raise ValueError(
-                f"`prior.{name}` takes latents (n, d), here d = {d}; it got an array of shape "
-                f"{jnp.shape(z)}"
-            )
-
-
-def _observe(blur, x):
-    if jnp.ndim(x) != 3:
-        raise ValueError(
-            f"`observe` takes images (n, s, s), as `prior.decode` gives them; it got shape "
-            f"{jnp.shape(x)}"
-        )
-    return jnp.einsum("ij,njk,lk->nil", blur, x, blur)
-
-
 def _latent_cases(rng):
     n, d, k = 3, 2, 5
     pattern = rng.uniform(0.3, 1.0, (d, k, k)) * rng.choice([-1.0, 1.0], (d, k, k))
     place = rng.uniform(0.6, 1.0, d) * rng.choice([-1.0, 1.0], d)
-    prior = _Prior(*map(jnp.float32, (pattern, place, rng.uniform(0.25, 0.5, d))))
+    prior = Prior(*map(jnp.float32, (pattern, place, rng.uniform(0.25, 0.5, d))))
     # Images keep their size, so that an answer without `observe` does not fail.
     blur = 0.3 * np.eye(k) + 0.35 * np.eye(k, k=1) + 0.2 * np.eye(k, k=-1)
     # z is far from the truth, zero is near it: no difference between the two vanishes by chance.
@@ -989,7 +872,7 @@ def _latent_cases(rng):
     y = blur @ mean @ blur.T + np.sqrt(variance) * rng.normal(size=(n, k, k))
     masked = np.argsort(rng.uniform(size=(n, k * k))).reshape(n, k, k) < 6
     variance[masked], y[masked] = np.inf, 0.0
-    observe = jax.tree_util.Partial(_observe, jnp.float32(blur))
+    observe = jax.tree_util.Partial(through_blur, jnp.float32(blur))
     maps = map(jnp.float32, (z, y, variance))
     return {"3 galaxies, some pixels masked": (*maps, observe, prior)}
 
@@ -1039,18 +922,18 @@ def _from_terms(combine):
 def _posteriors(function, arguments):
     """The value less that of a latent zero: constants are free."""
     z, *rest = arguments
-    answer = _compiled("negative_log_posterior", function)
-    with _judged_alone(function, "log_likelihood"):
+    answer = compiled("negative_log_posterior", function)
+    with judged_alone(function, "06", "log_likelihood"):
         value, zero = answer(z, *rest), answer(jnp.zeros_like(z), *rest)
-    if not (_is_array(value) and _is_array(zero)):
+    if not (is_array(value) and is_array(zero)):
         return value
     with np.errstate(invalid="ignore"):  # infinite less infinite
         return np.asarray(value) - np.asarray(zero)
 
 
 def _gradient_of_posterior(function, arguments):
-    with _judged_alone(function, "log_likelihood"):
-        return _slope(_to_compile(function), 0, *arguments)
+    with judged_alone(function, "06", "log_likelihood"):
+        return slope(to_compile(function), 0, *arguments)
 
 
 _POSTERIOR = Spec(
@@ -1240,12 +1123,12 @@ def _from_slopes(combine):
 def _gradients(function, arguments):
     """The gradient, and of how many arrays the result is made."""
     z = arguments[0]
-    with _judged_alone(function, "log_likelihood", "negative_log_posterior"):
-        result = _compiled("gradient", function)(*arguments)
+    with judged_alone(function, "06", "log_likelihood", "negative_log_posterior"):
+        result = compiled("gradient", function)(*arguments)
     if callable(result):
         raise Misfit("`gradient` returns a function, not an array: call it with z.")
     parts = jax.tree.leaves(result)
-    if len(parts) < 2 or not all(map(_is_array, parts)):
+    if len(parts) < 2 or not all(map(is_array, parts)):
         return result if result is None else (result, 1)
     # A value and its gradient, or a tree of weights, whose numbers are as they may be.
     mine = parts[1] if len(parts) == 2 and np.shape(parts[1]) == z.shape else 0.0 * z
@@ -1395,7 +1278,7 @@ def _surprise_cases(rng):
 
 
 def _surprises(function, arguments):
-    return _compiled("surprise", function)(*arguments)
+    return compiled("surprise", function)(*arguments)
 
 
 class _Chi(NamedTuple):
@@ -1409,7 +1292,7 @@ class _Chi(NamedTuple):
 def _from_chi(combine, *, residual=lambda r, variance: r**2 / variance):
     """Two wrong numbers, or one of them, made of chi^2 and the number of pixels."""
 
-    @_in_numpy
+    @in_numpy
     def wrong(y, mean, variance):
         used = np.isfinite(variance)
         terms = np.where(used, residual(y - mean, np.where(used, variance, 1.0)), 0.0)

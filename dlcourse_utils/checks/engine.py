@@ -128,7 +128,7 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
     if not callable(answer):
         return Report(
             WRONG,
-            f"`{spec.name}` is {_describe(answer)}, not a function.",
+            f"`{spec.name}` is {describe(answer)}, not a function.",
             "The rest of the notebook calls it.",
             "Run the cell that defines it again; do not give its name to anything else.",
             diagnosis="not_callable",
@@ -218,7 +218,7 @@ def _labelled(spec: Spec, result: Any) -> dict[str, np.ndarray]:
     elif spec.mapping:
         if not isinstance(result, Mapping):
             raise Misfit(
-                f"`{spec.name}` returns {_describe(result)}; expected a dict with {wanted}."
+                f"`{spec.name}` returns {describe(result)}; expected a dict with {wanted}."
             )
         if missing := [label for label in spec.labels if label not in result]:
             raise Misfit(f"The result of `{spec.name}` has no entry {missing[0]!r}.")
@@ -227,16 +227,16 @@ def _labelled(spec: Spec, result: Any) -> dict[str, np.ndarray]:
         # No np.ndim: it raises for a tuple of arrays of several shapes.
         sized = isinstance(result, (tuple, list)) or getattr(result, "ndim", 0) > 0
         if not sized or len(result) != len(spec.labels):
-            raise Misfit(f"`{spec.name}` returns {_describe(result)}; expected ({wanted}).")
+            raise Misfit(f"`{spec.name}` returns {describe(result)}; expected ({wanted}).")
         parts = list(result)
     arrays = {}
     for label, part in zip(spec.labels, parts, strict=True):
         if part is None or part is ...:
-            raise Misfit(f"`{spec.name}` returns {_describe(part)} as its {label}.")
+            raise Misfit(f"`{spec.name}` returns {describe(part)} as its {label}.")
         try:
             array = np.asarray(part)
         except Exception as error:
-            raise Misfit(f"The {label} is {_describe(part)}, not an array.") from error
+            raise Misfit(f"The {label} is {describe(part)}, not an array.") from error
         if array.dtype == bool:
             raise Misfit(f"The {label} is true or false, not a number: is a mean missing?")
         if not np.issubdtype(array.dtype, np.number):
@@ -449,7 +449,8 @@ def _gradient(spec: Spec, answer: Callable, reference: Callable, cases: dict) ->
 # --- words -----------------------------------------------------------------------------------
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """What ``value`` is, in a few words for a sentence."""
     if value is None or value is ...:
         return "None" if value is None else "`...`"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
@@ -467,7 +468,7 @@ def _report_error(answer: Callable, raised: _Raised) -> Report:
         for frame in traceback.extract_tb(raised.error.__traceback__)
         if code is not None and frame.filename == code.co_filename
     ]
-    given = ", ".join(_describe(argument) for argument in raised.arguments)
+    given = ", ".join(describe(argument) for argument in raised.arguments)
     kind, text = type(raised.error).__name__, str(raised.error).strip().split("\n")[0]
     return Report(
         ERROR,
