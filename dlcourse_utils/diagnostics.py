@@ -92,7 +92,7 @@ def pareto_k(log_weights: jax.Array | np.ndarray) -> float:
     if tail[-1] == tail[0]:
         return -np.inf
     quartile = tail[int(count / 4 + 0.5) - 1]
-    if quartile == 0.0:
+    if quartile < 1e-300:  # one over it would overflow
         return np.inf
     # The law is 1 - (1 - b x)^(-1 / k): its likelihood on a grid of b, each with its best k.
     grid = 30 + int(np.sqrt(count))
