@@ -92,22 +92,28 @@ _ORDERS = np.stack([np.random.default_rng(i).permutation(DIM) for i in range(_CO
 _KEPT = DIM - DIM // 2
 
 
-def _from_base(couplings: Params, u: jax.Array) -> jax.Array:
-    """z (n, DIM) of u, by all couplings; their weights are stacked on the first axis."""
+def flow(couplings: Params, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """z (n, DIM) of u (n, DIM), and the logarithm of |det dz/du| (n,).
+
+    ``couplings`` are those of a prior, ``prior.params["flow"]``, or of a flow that started as a
+    copy of it; their weights are stacked on the first axis.
+    """
 
     # A loop is compiled once, in place of ten copies of its body.
-    def layer(u, coupling):
+    def layer(carry, coupling):
+        u, log_det = carry
         weights, order = coupling
         u = u[:, order]
         shift, log_scale = Coupling().apply(weights, u[:, :_KEPT])
         moved = u[:, _KEPT:] * jnp.exp(log_scale) + shift
-        return jnp.concatenate([u[:, :_KEPT], moved], axis=-1), None
+        z = jnp.concatenate([u[:, :_KEPT], moved], axis=-1)
+        return (z, log_det + log_scale.sum(axis=-1)), None
 
-    return jax.lax.scan(layer, u, (couplings, _ORDERS))[0]
+    return jax.lax.scan(layer, (u, jnp.zeros(len(u))), (couplings, _ORDERS))[0]
 
 
-def _to_base(couplings: Params, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """u (n, DIM) of z, and the logarithm of |det du/dz| (n,)."""
+def inverse_flow(couplings: Params, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The inverse of `flow`: u (n, DIM) of z, and the logarithm of |det du/dz| (n,)."""
 
     def layer(carry, coupling):
         z, log_det = carry
@@ -146,12 +152,12 @@ class GalaxyPrior(NamedTuple):
     def to_base(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """u (n, DIM), Gaussian under the prior, of latents z, and log |det du/dz| (n,)."""
         _check(z, (DIM,), "z")
-        return _to_base(self.params["flow"], z)
+        return inverse_flow(self.params["flow"], z)
 
     def from_base(self, u: jax.Array) -> jax.Array:
         """Latents z (n, DIM) of u (n, DIM)."""
         _check(u, (DIM,), "u")
-        return _from_base(self.params["flow"], u)
+        return flow(self.params["flow"], u)[0]
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
         """n latents z (n, DIM) drawn from the prior."""
@@ -245,12 +251,12 @@ def most_probable(
 
 def init(key: jax.Array) -> Params:
     """Untrained weights."""
-    encoder, decoder, flow = jax.random.split(key, 3)
+    encoder, decoder, couplings = jax.random.split(key, 3)
     return {
         "encoder": Encoder().init(encoder, jnp.zeros((1, _PIXELS))),
         "decoder": Decoder().init(decoder, jnp.zeros((1, SHAPE))),
         "flow": jax.vmap(lambda key: Coupling().init(key, jnp.zeros((1, _KEPT))))(
-            jax.random.split(flow, _COUPLINGS)
+            jax.random.split(couplings, _COUPLINGS)
         ),
     }
 

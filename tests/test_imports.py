@@ -19,7 +19,7 @@ LAYERS = (
     {"bootstrap", "env", "errors", "files", "paths", "registry"},
     {"datasets", "diagnostics", "diffusion", "exact", "field_denoiser", "flows", "galaxy_prior"}
     | {"lessons", "newton", "percent", "photometry", "plot", "regions", "telescope", "train"}
-    | {"two_sample", "verdicts", "weights"},
+    | {"two_sample", "variational", "verdicts", "vi_coverage", "weights"},
     {"checks", "widgets"},
     {"build", "cli", "doctor", "execute", "leaks", "pages", "render", "run"},
 )

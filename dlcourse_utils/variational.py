@@ -1,0 +1,99 @@
+"""Training of guides by stochastic gradients of the ELBO, compiled once for many posteriors.
+
+A guide is a density with parameters that stands in for a posterior. Its ELBO is estimated from
+noise, new at every step, and climbed by the gradient of the estimate.
+Kingma & Welling 2014, arXiv:1312.6114; Rezende & Mohamed 2015, arXiv:1505.05770.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dlcourse_utils.errors import CourseError
+
+Params = Any
+_EVERY = 25  # steps between two looks at the bound, which wait for the device
+
+
+class GuideFit(NamedTuple):
+    """``params`` after the last step; ``bound`` (steps,), the estimate of the ELBO at each step, in
+    nats; ``kept``, the parameters before the steps that were asked for."""
+
+    params: Params
+    bound: np.ndarray
+    kept: tuple[Params, ...]
+
+
+class VariationalError(CourseError):
+    """A guide cannot be trained; ``last_good`` is a `GuideFit` to go on with, or None."""
+
+    def __init__(self, message: str, last_good: GuideFit | None = None):
+        super().__init__(message)
+        self.last_good = last_good
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _step(elbo, optimizer, params, state, key, index, data):
+    value, slope = jax.value_and_grad(elbo)(params, jax.random.fold_in(key, index), *data)
+    updates, state = optimizer.update(jax.tree.map(jnp.negative, slope), state, params)
+    return optax.apply_updates(params, updates), state, value
+
+
+def train(
+    elbo: Callable[..., jax.Array],
+    params: Params,
+    data: tuple[Any, ...] = (),
+    *,
+    key: jax.Array,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    keep: tuple[int, ...] = (),
+) -> GuideFit:
+    """Climb ``elbo(params, key, *data)``, a scalar in nats, by ``steps`` steps of ``optimizer``.
+
+    Each step has a key of its own, folded from ``key``. ``data`` is a tuple of pytrees. One step is
+    compiled for as long as ``elbo`` and ``optimizer`` are the same objects and shapes stay: train
+    many posteriors with one function that gets the observation as data. ``keep`` names steps before
+    which the parameters are kept, in rising order.
+
+    Raises `VariationalError` if the ELBO is no scalar or stops being finite: the message names the
+    step, and ``last_good`` holds the parameters of the last look, at most 25 steps before.
+    """
+    if not isinstance(steps, int) or steps < 1:
+        raise VariationalError(f"steps must be a whole number of at least 1; got {steps!r}.")
+    if shape := jax.eval_shape(elbo, params, key, *data).shape:
+        raise VariationalError(
+            f"The ELBO must be one number, it has shape {shape}: take the mean over samples."
+        )
+    params = jax.tree.map(jnp.asarray, params)
+    state = jax.jit(optimizer.init)(params)
+    bound, kept, good = [], [], None
+    for index in range(steps):
+        if index in keep:
+            kept.append(params)
+        if index % _EVERY == 0:
+            before = params, len(bound)
+        params, state, value = _step(elbo, optimizer, params, state, key, np.int32(index), data)
+        bound.append(value)
+        if (index + 1) % _EVERY == 0 or index + 1 == steps:
+            values = np.array(jax.device_get(bound[before[1] :]))
+            bound[before[1] :] = values
+            if not np.isfinite(values).all():
+                first = before[1] + int(np.argmin(np.isfinite(values)))
+                if before[1]:
+                    good = GuideFit(before[0], np.array(bound[: before[1]]), tuple(kept))
+                raise VariationalError(
+                    f"The ELBO is {bound[first]:.3g} at step {first + 1}: the guide has left the "
+                    "finite numbers. Take a smaller learning rate, clip the gradients, or start "
+                    "nearer to the posterior."
+                    + (" The error's `last_good` has the last good parameters." * bool(good)),
+                    good,
+                )
+    return GuideFit(params, np.array(bound), tuple(kept))
