@@ -207,6 +207,49 @@ class StrengthExplorer(Explorer):
         note.set_text(self._notes[nearest])
 
 
+class SampleExplorer(Explorer):
+    """A galaxy as seen, one posterior sample, what the telescope sees of it, and what is left."""
+
+    def __init__(
+        self, seen: np.ndarray, samples: np.ndarray, predicted: np.ndarray, noise: np.ndarray
+    ):
+        super().__init__()
+        self._samples = np.arcsinh(samples)
+        self._residuals = (seen - predicted) / noise
+        used = np.isfinite(self._residuals[0])
+        self._chi2 = np.mean(self._residuals[:, used] ** 2, axis=1)
+        # One stretch for all three images: survey pixels hold the light of several fine ones.
+        area = (samples.shape[-1] // seen.shape[-1]) ** 2
+        self._predicted = np.arcsinh(predicted / area)
+        light = {"cmap": "magma", "vmin": -1.0, "vmax": self._samples.max()}
+        panels = {
+            "seen": (np.arcsinh(seen / area), light),
+            "sample": (self._samples[0], light),
+            "as seen": (self._predicted[0], light),
+            "residual / σ, ±5": (self._residuals[0], {"cmap": "RdBu_r", "vmin": -5, "vmax": 5}),
+        }
+        for i, (name, (image, colours)) in enumerate(panels.items()):
+            place = (1.1 * i, 1.1 * i + 1.0, 0.0, 1.0)
+            moves = name != "seen"
+            picture = self.ax.imshow(image, extent=place, origin="lower", animated=moves, **colours)
+            self.ax.text(1.1 * i + 0.5, -0.07, name, ha="center", va="top")
+            if moves:
+                self.moving.append(picture)
+        self.moving.append(self.ax.text(2.15, 1.04, "", ha="center", animated=True))
+        self.ax.set(xlim=(0.0, 4.3), ylim=(-0.2, 1.15))
+        self.ax.set_axis_off()
+        self.label("")
+
+    def move(self, values: np.ndarray) -> None:
+        k = int(values[0]) - 1
+        *pictures, note = self.moving
+        for picture, images in zip(
+            pictures, (self._samples, self._predicted, self._residuals), strict=True
+        ):
+            picture.set_data(images[k])
+        note.set_text(f"sample {k + 1} of {len(self._samples)}: χ² per pixel {self._chi2[k]:.2f}")
+
+
 def explore_posterior(
     network: LogPosterior,
     exact: LogPosterior,
@@ -277,21 +320,50 @@ def explore_strength(
     _show(explorer, [np.log10(start)], {"log10 strength": ends})
 
 
-def _show(
-    explorer: Explorer, start: Sequence[float], ranges: Mapping[str, tuple[float, float]]
+def explore_samples(
+    seen: np.ndarray,
+    samples: np.ndarray,
+    predicted: np.ndarray,
+    noise: float | np.ndarray,
+    *,
+    start: int = 1,
 ) -> None:
-    sliders = [
-        ipywidgets.FloatSlider(
-            value=float(np.clip(value, low, high)),
+    """Show a slider through posterior samples of one galaxy, beside the data and the residual.
+
+    ``seen`` (m, m) is the observation, NaN where masked, ``samples`` (k, n, n) are images of the
+    posterior and ``predicted`` (k, m, m) what the telescope would see of them without noise, all in
+    nJy per pixel of their own; ``noise`` is the standard deviation of a pixel of ``seen``, one
+    number or (m, m). Samples count from 1. A page without a kernel shows a still picture.
+    """
+    explorer = SampleExplorer(*map(np.asarray, (seen, samples, predicted, noise)))
+    _show(explorer, [start], {"sample": (1, len(samples))}, whole=True)
+
+
+def _show(
+    explorer: Explorer,
+    start: Sequence[float],
+    ranges: Mapping[str, tuple[float, float]],
+    *,
+    whole: bool = False,
+) -> None:
+    """Sliders between the ends of each range, of ``whole`` numbers or 200 steps, and the figure."""
+
+    def slider(name: str, low: float, high: float, value: float) -> ipywidgets.Widget:
+        kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
+        step = {"step": 1} if whole else {"step": (high - low) / 200, "readout_format": ".3f"}
+        return kind(
+            value=min(max(value, low), high),
             min=low,
             max=high,
-            step=(high - low) / 200,
             description=name,
-            readout_format=".3f",
             style={"description_width": "7em"},
             layout=ipywidgets.Layout(width="34em"),
+            **step,
         )
-        for (name, (low, high)), value in zip(ranges.items(), start, strict=True)
+
+    sliders = [
+        slider(name, *ends, value)
+        for (name, ends), value in zip(ranges.items(), start, strict=True)
     ]
 
     def values() -> np.ndarray:

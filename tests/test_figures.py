@@ -13,9 +13,9 @@ import pytest
 from matplotlib.quiver import Quiver
 from PIL import Image, ImageSequence
 
-from dlcourse_utils import plot, widgets
+from dlcourse_utils import plot, telescope, widgets
 from dlcourse_utils.datasets import clusters, two_moons
-from dlcourse_utils.plot import deconvolution, realnvp, score_matching
+from dlcourse_utils.plot import deconvolution, realnvp, score_matching, stamps, variational
 
 GRID = jnp.linspace(12.4, 16.0, 301)
 
@@ -415,7 +415,7 @@ def test_rows_of_stamps_share_one_stretch_per_fine_pixel(axes):
 
 
 def test_stretch_is_linear_where_it_is_faint_and_logarithmic_where_bright():
-    norm = deconvolution._stretch(1000.0)
+    norm = stamps.stretch(1000.0)
     assert norm(-1.0) == pytest.approx(0.0) and norm(1000.0) == pytest.approx(1.0)
     assert norm(0.1) - norm(0.0) == pytest.approx(norm(0.0) - norm(-0.1), rel=1e-6)
     assert norm(1000.0) - norm(100.0) == pytest.approx(norm(100.0) - norm(10.0), rel=0.01)
@@ -544,3 +544,271 @@ def test_gains_count_the_galaxies_that_gain(axes):
     assert gained.get_marker() != lost.get_marker()
     assert left.get_xlabel() and right.get_xlabel()
     assert_titles_do_not_meet()
+
+
+# --- lesson 07 -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sample_explorer():
+    """Five samples, each brighter by 9 nJy a survey pixel; one pixel is masked."""
+    seen = np.full((21, 21), 27.0)
+    seen[0, 0] = np.nan
+    samples = np.arange(1.0, 6.0)[:, None, None] * np.ones((1, 63, 63))
+    predicted = 9 * np.arange(1.0, 6.0)[:, None, None] * np.ones((1, 21, 21))
+    return widgets.SampleExplorer(seen, samples, predicted, np.asarray(4.5))
+
+
+def test_the_slider_picks_a_sample_its_prediction_and_its_residual(sample_explorer):
+    one, two = (pixels(sample_explorer.draw(np.array([k]))) for k in (3, 5))
+    assert one.shape == two.shape and np.any(one != two)
+    sample, predicted, residual, note = sample_explorer.moving
+    np.testing.assert_allclose(sample.get_array(), np.arcsinh(5.0))
+    # In nJy per fine pixel, as the sample.
+    np.testing.assert_allclose(predicted.get_array(), np.arcsinh(5.0))
+    np.testing.assert_allclose(residual.get_array()[1:], (27.0 - 45.0) / 4.5)
+    assert np.ma.getmaskarray(np.ma.masked_invalid(residual.get_array()))[0, 0]
+    assert note.get_text() == "sample 5 of 5: χ² per pixel 16.00"
+    names = [text.get_text() for text in sample_explorer.ax.texts[:4]]
+    assert names == ["seen", "sample", "as seen", "residual / σ, ±5"]
+    images = sample_explorer.ax.images
+    assert len({image.get_clim() for image in images[:3]}) == 1
+    assert images[3].get_clim() == (-5.0, 5.0)
+    left, right = ([image.get_extent()[k] for image in images] for k in (0, 1))
+    assert all(b < a for b, a in zip(right[:-1], left[1:], strict=True))
+
+
+def test_a_redraw_of_a_sample_takes_at_most_50_ms(sample_explorer):
+    sample_explorer.draw(np.ones(1))
+    times = []
+    for k in (1, 2, 3, 4, 5, 4, 3, 2, 1):
+        begun = time.process_time()
+        sample_explorer.draw(np.array([k]))
+        times.append(time.process_time() - begun)
+    assert np.median(times) <= 0.050
+
+
+def test_samples_without_a_kernel_are_a_still_picture(capsys):
+    shape = np.ones((3, 21, 21))
+    widgets.explore_samples(shape[0], np.ones((3, 63, 63)), shape, 1.0, start=2)
+    assert capsys.readouterr().out.strip() == widgets.STILL
+
+
+def table_of(mean, covariance, first, second):
+    points = np.stack(np.meshgrid(first, second, indexing="ij"), axis=-1).reshape(-1, 2) - mean
+    return -0.5 * np.einsum("ni,ij,nj->n", points, np.linalg.inv(covariance), points)
+
+
+def test_ellipses_have_the_axes_of_their_covariance(axes):
+    exact = np.array([1.0, -2.0]), np.array([[2.0, 1.2], [1.2, 1.5]])
+    guides = {"full-rank": exact, "mean-field": (exact[0], np.diag([0.5, 0.4]))}
+    curves = {"full-rank": np.arange(5.0), "mean-field": np.arange(5.0) - 1.0}
+    variational.gaussians(exact, guides, curves, 4.0, ("zero point", "slope"))
+    left, right = axes()
+    ellipses = [patch for patch in left.patches if patch.get_width() > 0]
+    assert len(ellipses) == 6
+    for patch, sigmas, covariance in zip(
+        ellipses,
+        [1, 2] * 3,
+        np.repeat([exact[1], exact[1], np.diag([0.5, 0.4])], 2, 0),
+        strict=True,
+    ):
+        # On an ellipse of s standard deviations x^T C^-1 x is s^2.
+        outline = left.transData.inverted().transform(patch.get_verts())
+        inside = outline - exact[0]
+        square = np.einsum("ni,ij,nj->n", inside, np.linalg.inv(covariance), inside)
+        np.testing.assert_allclose(square, sigmas**2, rtol=2e-2)
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == ["exact", "full-rank", "mean-field"]
+    assert (left.get_xlabel(), left.get_ylabel()) == ("zero point", "slope")
+    *found, evidence = right.lines
+    for line, curve in zip(found, curves.values(), strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), curve)
+    assert evidence.get_ydata()[0] == 4.0 and "nats" in right.get_ylabel()
+    assert_titles_do_not_meet()
+
+
+def test_contours_hold_half_and_nine_tenths(axes):
+    first, second = np.linspace(-5, 5, 101), np.linspace(-6, 6, 121)
+    log_p = table_of(np.zeros(2), np.eye(2), first, second)
+    guides = {"wide": table_of(np.zeros(2), 2 * np.eye(2), first, second), "right": log_p}
+    variational.densities((first, second), log_p, guides, {"wide": "KL 0.3", "right": "KL 0.0"})
+    wide, right = axes()
+    assert wide.get_title() == "wide\nKL 0.3" and right.get_title() == "right\nKL 0.0"
+    for ax, variance in ((wide, 2.0), (right, 1.0)):
+        (contours,) = [c for c in ax.collections if hasattr(c, "levels")]
+        radii = [np.linalg.norm(path.vertices, axis=1) for path in contours.get_paths()]
+        # Of a round Gaussian: a share of 1 - exp(-r^2 / 2) within r; the grid is 0.1 fine.
+        for found, share in zip(radii, (0.9, 0.5), strict=True):
+            np.testing.assert_allclose(found, np.sqrt(-2 * variance * np.log(1 - share)), atol=0.06)
+    (legend,) = plt.gcf().legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "50 % of the guide",
+        "90 % of the guide",
+    ]
+    assert_titles_do_not_meet()
+
+
+def test_the_bound_is_named_with_its_last_value(axes):
+    steps = np.arange(100)
+    curves = {
+        "flow": (steps, np.where(steps < 90, -5000.0 + steps, -2000.0)),
+        "Laplace": (steps, steps),
+    }
+    variational.bound(curves, 120.0)
+    (ax,) = axes()
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["flow: -2000.00 nats", "Laplace: 94.50 nats", "log evidence: 120.00"]
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), curves["flow"][1])
+    assert ax.get_ylim()[1] > 120.0 and "nats" in ax.get_ylabel() and ax.get_xlabel()
+
+
+@pytest.mark.parametrize("n", [3, 7])
+def test_one_galaxy_with_at_most_five_samples(axes, n):
+    seen, (truth, mean, std, *samples) = stamps_of(1, 21)[0], stamps_of(3 + n, 63)
+    variational.posterior(seen, truth, mean, np.abs(std), jnp.asarray(samples))
+    panels = [ax for ax in axes() if ax.images and ax.get_title()]
+    names = [ax.get_title() for ax in panels]
+    assert names[:4] == ["seen", "truth", "posterior mean", "standard deviation"]
+    assert names[4:] == [f"sample {k + 1}" for k in range(min(n, 5))]
+    np.testing.assert_allclose(shown_in(panels[0]), seen / 9)
+    np.testing.assert_array_equal(shown_in(panels[3]), np.abs(std))
+    np.testing.assert_allclose(shown_in(panels[5]), samples[1], rtol=1e-6)
+    # All images share one stretch; the deviation has its own, from zero.
+    norms = {id(ax.images[0].norm) for k, ax in enumerate(panels) if k != 3}
+    assert len(norms) == 1 and panels[3].images[0].norm.vmin == 0.0
+    assert_titles_do_not_meet()
+
+
+def test_the_posterior_forms_in_an_animation_below_a_megabyte(monkeypatch):
+    shown = []
+    monkeypatch.setattr(variational, "display", lambda page: shown.append(page.data))
+    means = stamps_of(25, 63)
+    variational.forming(jnp.asarray(means), np.abs(means) / 10, np.arange(25) * 10)
+    (page,) = shown
+    assert 'alt="posterior mean' in page and len(page) < 1_000_000
+    data = base64.b64decode(page.split("base64,")[1].split('"')[0])
+    with Image.open(io.BytesIO(data)) as gif:
+        frames = [np.asarray(frame.convert("L"), float) for frame in ImageSequence.Iterator(gif)]
+    assert len(frames) == 26  # the last one comes first, too
+    np.testing.assert_array_equal(frames[0], frames[-1])
+    assert np.any(frames[1] != frames[2])
+
+
+def test_inpainting_marks_what_was_not_seen(axes):
+    seen = 9 * stamps_of(1, 21)[0]
+    seen[5:8, 6:9] = np.nan
+    mean = stamps_of(1, 63)[0]
+    without = np.ones((63, 63))
+    masked = np.where(np.kron(np.isnan(seen), np.ones((3, 3))), 3.0, 1.0)
+    variational.inpainting(seen, mean, without, masked)
+    panels = [ax for ax in axes() if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == [
+        "seen",
+        "posterior mean",
+        "σ without mask",
+        "σ with mask",
+        "with / without",
+    ]
+    np.testing.assert_array_equal(np.isnan(shown_in(panels[0])), np.isnan(seen))
+    np.testing.assert_array_equal(shown_in(panels[4]), masked)
+    assert panels[2].images[0].norm is panels[3].images[0].norm
+    for k in (1, 3, 4):
+        (outline,) = [c for c in panels[k].collections if hasattr(c, "levels")]
+        low, high = (f(outline.get_paths()[0].vertices, axis=0) for f in (np.min, np.max))
+        pixel = telescope.SURVEY_PIXEL
+        np.testing.assert_allclose(low, [(6 - 10.5) * pixel, (5 - 10.5) * pixel], atol=0.03)
+        np.testing.assert_allclose(high, [(9 - 10.5) * pixel, (8 - 10.5) * pixel], atol=0.03)
+    assert_titles_do_not_meet()
+
+
+def test_the_corner_has_every_pair_once(axes):
+    rng = np.random.default_rng(0)
+    reference, guide = rng.normal(size=(4000, 3)), rng.normal(size=(2000, 3))
+    truth, names = np.array([0.1, 0.2, 0.3]), ("magnitude", "radius", "z₁")
+    variational.corner(reference, guide, truth, names)
+    panels = np.reshape(axes()[:9], (3, 3))
+    assert [[ax.axison for ax in row] for row in panels] == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, True],
+    ]
+    assert [ax.get_xlabel() for ax in panels[2]] == list(names)
+    assert [panels[k, 0].get_ylabel() for k in (1, 2)] == list(names[1:])
+    for i in range(3):
+        for j in range(i):
+            (mark,) = [line for line in panels[i, j].lines if line.get_marker() == "+"]
+            assert mark.get_xydata()[0] == pytest.approx([truth[j], truth[i]])
+            of_reference, of_guide = [c for c in panels[i, j].collections if hasattr(c, "levels")]
+            half = np.linalg.norm(of_reference.get_paths()[1].vertices, axis=1)
+            # 1.18 holds half of a Gaussian; smoothing by a bin of 0.2 widens it to 1.21, and the
+            # counts of some 50 in a bin move it by a tenth.
+            assert np.mean(half) == pytest.approx(1.2, abs=0.1)
+            assert np.any(of_reference.get_edgecolor() != of_guide.get_edgecolor())
+    legend = [text.get_text() for text in panels[0, 2].get_legend().get_texts()]
+    assert legend == ["reference", "guide", "truth"]
+
+
+def test_numbers_outside_of_their_band_are_counted_and_marked(axes):
+    mean, std = np.zeros(4), np.full(4, 2.0)
+    variational.against_reference(
+        (np.array([0.0, 0.3, 0.5, -1.0]), np.array([2.0, 2.2, 2.4, 1.0])), (mean, std)
+    )
+    left, right = axes()
+    assert (left.get_title(), right.get_title()) == (
+        "2 of 4 within the band",
+        "2 of 4 within the band",
+    )
+    _, inside, outside = left.lines
+    np.testing.assert_allclose(inside.get_ydata(), [0.0, 0.15])
+    np.testing.assert_allclose(outside.get_xydata(), [[3, 0.25], [4, -0.5]])
+    assert inside.get_marker() != outside.get_marker()
+    np.testing.assert_allclose(right.lines[2].get_ydata(), [1.2, 0.5])
+    for ax in (left, right):
+        assert ax.get_ylim()[0] < min(ax.lines[2].get_ydata()) and ax.get_ylabel()
+    assert_titles_do_not_meet()
+
+
+def test_residuals_and_their_spectra(axes):
+    residual = np.full((21, 21), 2.0)
+    residual[:3, :3] = np.nan
+    k, power = np.arange(1.0, 6.0), np.arange(101.0)[:, None] * np.ones((1, 5)) / 50
+    band = np.stack([np.full(5, 0.7), np.full(5, 1.4)])
+    variational.residuals(residual, k, power, band)
+    left, right, bar = axes()
+    np.testing.assert_array_equal(shown_in(left), residual)
+    assert [text.get_text() for text in left.texts] == ["χ² per pixel 4.00"]
+    assert bar.get_ylabel() == "σ" and "cycles per arcsec" in right.get_xlabel()
+    (bars,) = right.containers
+    middle, _, (lines,) = bars.lines
+    np.testing.assert_allclose(middle.get_xydata(), np.stack([k, np.ones(5)], axis=1))
+    np.testing.assert_allclose(lines.get_segments()[0][:, 1], [0.05, 1.95])
+    ends = right.collections[0].get_paths()[0].vertices[:, 1]
+    assert (ends.min(), ends.max()) == (0.7, 1.4)
+    assert_titles_do_not_meet()
+
+
+def test_coverage_is_shown_against_the_level(axes):
+    levels = np.array([0.2, 0.5, 0.9])
+    observed = {"latents": levels - 0.02, "pixels": levels + 0.2}
+    variational.coverage(levels, observed, dict.fromkeys(observed, np.full(3, 0.01)))
+    left, right = axes()
+    for ax, base in ((left, 0.0), (right, levels)):
+        for line, shares in zip(ax.lines[1:], observed.values(), strict=True):
+            np.testing.assert_allclose(line.get_xydata().T, [levels, shares - base])
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == list(observed)
+    ends = right.collections[0].get_paths()[0].vertices[:, 1]
+    assert (ends.min(), ends.max()) == pytest.approx((-0.04, 0.0))
+    assert right.get_ylim()[1] > 0.2
+    assert_titles_do_not_meet()
+
+
+def test_weights_are_sorted_and_say_what_they_are_worth(axes):
+    even, one = np.full(100, 0.01), np.r_[np.full(99, 1e-6), 1 - 99e-6]
+    variational.weights({"flow": (even, 0.3), "mean-field": (one, 1.4)})
+    (ax,) = axes()
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["flow: k = 0.30, effective 100.0 %", "mean-field: k = 1.40, effective 1.0 %"]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), 1.0)
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), 100 * np.sort(one)[::-1])

@@ -7,66 +7,19 @@ from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import FuncNorm
-from matplotlib.figure import Figure
 
-from dlcourse_utils.datasets.galaxies import PIXEL, SIZE
-from dlcourse_utils.plot import CLASSICAL, DATA, FAINT, IN_LINE, MODEL, OTHER, TRUTH, on_host
-from dlcourse_utils.telescope import FACTOR
-
-_EXTENT = 2 * [-0.5 * SIZE * PIXEL, 0.5 * SIZE * PIXEL]
-_SIGMAS = {"cmap": "RdBu_r", "vmin": -5.0, "vmax": 5.0}
-_LINES = ((MODEL, "-", "o"), (OTHER, "-.", "s"), (CLASSICAL, "--", "^"), (IN_LINE, ":", "D"))
-
-
-def _stretch(brightest: float, softening: float = 1.0) -> FuncNorm:
-    """A stretch in arcsinh, linear below ``softening`` nJy and logarithmic above, from -1 of it."""
-    return FuncNorm(
-        (lambda x: np.arcsinh(x / softening), lambda x: softening * np.sinh(x)),
-        vmin=-softening,
-        vmax=brightest,
-    )
-
-
-def _show(ax: plt.Axes, image: np.ndarray, **style: object):
-    """One stamp in arcsec, north up; survey images in nJy per fine pixel, so that all compare."""
-    if "cmap" not in style:
-        style["cmap"] = "magma"
-        image = image if len(image) == SIZE else image / FACTOR**2
-    ax.grid(False)
-    ax.set(xticks=[], yticks=[])
-    return ax.imshow(image, origin="lower", extent=_EXTENT, interpolation="nearest", **style)
-
-
-def _grid(rows: int, columns: int, width: float = 1.75) -> tuple[Figure, np.ndarray]:
-    size = (width * columns + 0.9, width * rows + 0.35)
-    return plt.subplots(rows, columns, figsize=size, squeeze=False)
-
-
-def _colour_bar(figure: Figure, picture, axes: np.ndarray, label: str) -> None:
-    bar = figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.015)
-    bar.set_label(label, fontsize=9)
-    ticks = [0, 1, 3, 10, 30, 100, 300, 1000]
-    if isinstance(picture.norm, FuncNorm):
-        bar.set_ticks([tick for tick in ticks if tick <= picture.norm.vmax])
-
-
-def _write(ax: plt.Axes, text: str) -> None:
-    ax.text(
-        0.03,
-        0.03,
-        text,
-        transform=ax.transAxes,
-        color="white",
-        fontsize=8.5,
-        bbox={"facecolor": "black", "alpha": 0.5, "lw": 0, "pad": 1.5},
-    )
-
-
-def _scale(ax: plt.Axes) -> None:
-    """A bar of one arcsec."""
-    ax.plot([-1.55, -0.55], [1.45, 1.45], color="white", lw=2)
-    ax.text(-1.05, 1.2, '1"', color="white", ha="center", va="center", fontsize=8)
+from dlcourse_utils.datasets.galaxies import SIZE
+from dlcourse_utils.plot import DATA, FAINT, MODEL, TRUTH, on_host
+from dlcourse_utils.plot.stamps import (
+    LINES,
+    SIGMAS,
+    colour_bar,
+    grid,
+    scale,
+    show,
+    stretch,
+    write,
+)
 
 
 @on_host
@@ -81,34 +34,34 @@ def stamps(
     ``notes`` maps a label to a text for each of its images.
     """
     columns = max(len(images) for images in rows.values())
-    figure, axes = _grid(len(rows), columns, width)
+    figure, axes = grid(len(rows), columns, width)
     # The survey's own images are noisy: the sharpest truth sets the range.
     sharp = [images for images in rows.values() if images.shape[-1] == SIZE]
-    norm = _stretch(max(images.max() for images in sharp))
+    norm = stretch(max(images.max() for images in sharp))
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for i, ax in enumerate(row):
             if i >= len(images):
                 ax.set_axis_off()
                 continue
-            picture = _show(ax, images[i], norm=norm)
+            picture = show(ax, images[i], norm=norm)
             if notes and label in notes:
-                _write(ax, notes[label][i])
+                write(ax, notes[label][i])
         row[0].set_ylabel(label, fontsize=10)
-    _scale(axes[0, 0])
-    _colour_bar(figure, picture, axes, "nJy per fine pixel (arcsinh)")
+    scale(axes[0, 0])
+    colour_bar(figure, picture, axes, "nJy per fine pixel (arcsinh)")
 
 
 @on_host
 def forward(stages: Mapping[str, np.ndarray]) -> None:
     """From the galaxy to the data: one panel for each stage, the name above it; NaN is grey."""
-    figure, axes = _grid(1, len(stages), 2.2)
-    norm = _stretch(max(image.max() for image in stages.values() if len(image) == SIZE))
+    figure, axes = grid(1, len(stages), 2.2)
+    norm = stretch(max(image.max() for image in stages.values() if len(image) == SIZE))
     for ax, (name, image) in zip(axes[0], stages.items(), strict=True):
         ax.set_facecolor(FAINT)
-        picture = _show(ax, image, norm=norm)
+        picture = show(ax, image, norm=norm)
         ax.set_title(name, fontsize=10)
-    _scale(axes[0, 0])
-    _colour_bar(figure, picture, axes, "nJy per fine pixel (arcsinh)")
+    scale(axes[0, 0])
+    colour_bar(figure, picture, axes, "nJy per fine pixel (arcsinh)")
 
 
 @on_host
@@ -122,17 +75,17 @@ def descent(
         width_ratios=[1.8] + [1.0] * len(images),
     )
     ax = axes["curves"]
-    for (name, values), (colour, line, _) in zip(curves.items(), _LINES, strict=False):
+    for (name, values), (colour, line, _) in zip(curves.items(), LINES, strict=False):
         ax.plot(steps, values, color=colour, ls=line, label=name)
         ax.plot(steps[values.argmax()], values.max(), "*", color=colour, ms=10)
     ax.set(xscale="log", xlabel="gradient steps", ylabel="median PSNR (dB)")
     ax.set_title("More steps, more noise", fontsize=11)
     ax.legend(fontsize=9)
-    norm = _stretch(images[0].max())
+    norm = stretch(images[0].max())
     for i, (image, step) in enumerate(zip(images, shown, strict=True)):
-        picture = _show(axes[f"{i}"], image, norm=norm)
+        picture = show(axes[f"{i}"], image, norm=norm)
         axes[f"{i}"].set_title(f"step {step}", fontsize=10)
-    _colour_bar(figure, picture, [axes[f"{i}"] for i in range(len(images))], "nJy (arcsinh)")
+    colour_bar(figure, picture, [axes[f"{i}"] for i in range(len(images))], "nJy (arcsinh)")
 
 
 @on_host
@@ -140,7 +93,7 @@ def tuning(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """Median PSNR of the tuning galaxies against the strength of the prior, for each method."""
     _, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 2.8), sharey=True)
     for ax, (name, (strengths, values)), (colour, _, marker) in zip(
-        axes, curves.items(), cycle(_LINES), strict=False
+        axes, curves.items(), cycle(LINES), strict=False
     ):
         ax.plot(strengths, values, color=colour, marker=marker)
         best = values.argmax()
@@ -159,7 +112,7 @@ def modes(above: np.ndarray, images: np.ndarray, labels: Sequence[str]) -> None:
         figsize=(4.6 + 2.1 * len(images), 2.9),
         width_ratios=[2.0] + [1.0] * len(images),
     )
-    for curve, (colour, line, _) in zip(above, cycle(_LINES), strict=False):
+    for curve, (colour, line, _) in zip(above, cycle(LINES), strict=False):
         left.plot(np.arange(1, len(curve) + 1), curve, color=colour, ls=line, lw=1.2)
     left.set(
         yscale="symlog",
@@ -168,11 +121,11 @@ def modes(above: np.ndarray, images: np.ndarray, labels: Sequence[str]) -> None:
         ylim=(-0.1, None),
     )
     left.set_title(f"{len(above)} starts", fontsize=11)
-    norm = _stretch(images.max())
+    norm = stretch(images.max())
     for ax, image, label in zip(right, images, labels, strict=True):
-        picture = _show(ax, image, norm=norm)
+        picture = show(ax, image, norm=norm)
         ax.set_title(label, fontsize=10)
-    _colour_bar(figure, picture, right, "nJy (arcsinh)")
+    colour_bar(figure, picture, right, "nJy (arcsinh)")
 
 
 @on_host
@@ -183,35 +136,35 @@ def doubt(cases: Mapping[str, Sequence[np.ndarray]], notes: Mapping[str, str]) -
     in standard deviations, NaN where masked.
     """
     titles = ("observation", "restoration", "truth", "residual / σ", "point source, σ")
-    figure, axes = _grid(len(cases), len(titles), 2.0)
+    figure, axes = grid(len(cases), len(titles), 2.0)
     for row, (name, panels) in zip(axes, cases.items(), strict=True):
-        norm = _stretch(panels[2].max())
+        norm = stretch(panels[2].max())
         for ax, panel, title in zip(row, panels, titles, strict=True):
             sigmas = "σ" in title
-            picture = _show(ax, panel, **(_SIGMAS if sigmas else {"norm": norm}))
+            picture = show(ax, panel, **(SIGMAS if sigmas else {"norm": norm}))
         row[0].set_ylabel(name, fontsize=10)
-        _write(row[3], notes[name])
+        write(row[3], notes[name])
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=10)
-    _colour_bar(figure, picture, axes, "standard deviations")
+    colour_bar(figure, picture, axes, "standard deviations")
 
 
 @on_host
 def real(panels: Mapping[str, np.ndarray], residual: np.ndarray, note: str) -> None:
     """The real image, what was restored, the restoration as the telescope sees it, the residual."""
-    figure, axes = _grid(1, len(panels) + 1, 2.2)
-    norm = _stretch(np.nanmax([np.nanmax(p) for p in panels.values() if len(p) == SIZE]))
+    figure, axes = grid(1, len(panels) + 1, 2.2)
+    norm = stretch(np.nanmax([np.nanmax(p) for p in panels.values() if len(p) == SIZE]))
     for ax, (name, panel) in zip(axes[0], panels.items(), strict=False):
         ax.set_facecolor(FAINT)
-        picture = _show(ax, panel, norm=norm)
+        picture = show(ax, panel, norm=norm)
         ax.set_title(name, fontsize=10)
     last = axes[0, -1]
     last.set_facecolor(FAINT)
-    _show(last, residual, **_SIGMAS)
+    show(last, residual, **SIGMAS)
     last.set_title("residual / σ, ±5", fontsize=10)
-    _write(last, note)
-    _scale(axes[0, 0])
-    _colour_bar(figure, picture, axes, "nJy per fine pixel (arcsinh)")
+    write(last, note)
+    scale(axes[0, 0])
+    colour_bar(figure, picture, axes, "nJy per fine pixel (arcsinh)")
 
 
 @on_host
