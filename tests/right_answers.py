@@ -695,6 +695,173 @@ def surprise_one_by_one(y, mean, variance):
     return jax.vmap(image)(y, mean, variance)
 
 
+def sample_normal(eps, bijector):
+    x, log_det = bijector.forward(eps), bijector.forward_log_det_jacobian(eps, 1)
+    return x, jax.scipy.stats.norm.logpdf(eps).sum(axis=-1) - log_det
+
+
+def sample_by_hand(eps, bijector):
+    d = eps.shape[-1]
+    log_base = -0.5 * (jnp.einsum("nd,nd->n", eps, eps) + d * np.log(2 * np.pi))
+    return [bijector.forward(eps), log_base - bijector.forward_log_det_jacobian(eps, 1)]
+
+
+def sample_from_the_inverse(eps, bijector):
+    x = bijector.forward(eps)
+    base = tfd.Independent(tfd.Normal(jnp.zeros_like(eps), 1.0), 1)
+    return x, base.log_prob(eps) + bijector.inverse_log_det_jacobian(x, 1)
+
+
+def sample_transformed(eps, bijector):
+    x = bijector.forward(eps)
+    guide = tfd.TransformedDistribution(
+        tfd.MultivariateNormalDiag(jnp.zeros(eps.shape[1])), bijector
+    )
+    return x, guide.log_prob(x)
+
+
+def sample_one_by_one(eps, bijector):
+    def one(eps):
+        _, log_det = jnp.linalg.slogdet(jax.jacfwd(bijector.forward)(eps))
+        return bijector.forward(eps), jnp.sum(tfd.Normal(0.0, 1.0).log_prob(eps)) - log_det
+
+    return jax.vmap(one)(eps)
+
+
+def elbo_two_means(key, bijector, log_joint, shape):
+    x, log_q = sample_by_hand(jax.random.normal(key, shape), bijector)
+    return log_joint(x).mean() - log_q.mean()
+
+
+def elbo_split(key, bijector, log_joint, shape):
+    _, key = jax.random.split(key)
+    x, log_q = sample_normal(jax.random.normal(key, shape), bijector)
+    return jnp.sum(log_joint(x) - log_q) / shape[0]
+
+
+def elbo_key_per_sample(key, bijector, log_joint, shape):
+    n, d = shape
+
+    def one(key):
+        x, log_q = sample_normal(jax.random.normal(key, (1, d)), bijector)
+        return log_joint(x)[0] - log_q[0]
+
+    return jnp.mean(jax.vmap(one)(jax.random.split(key, n)))
+
+
+def elbo_multivariate(key, bijector, log_joint, shape):
+    base = tfd.Sample(tfd.Normal(0.0, 1.0), shape[1])
+    eps = base.sample(shape[0], seed=key)
+    x = bijector.forward(eps)
+    log_q = base.log_prob(eps) - bijector.forward_log_det_jacobian(eps, 1)
+    return -jnp.mean(log_q - log_joint(x))
+
+
+def elbo_antithetic(key, bijector, log_joint, shape):
+    half = jax.random.normal(key, (shape[0] // 2, shape[1]))
+    x, log_q = sample_by_hand(jnp.concatenate([half, -half]), bijector)
+    return jnp.mean(log_joint(x) - log_q)
+
+
+def elbo_without_score(key, bijector, log_joint, shape):
+    # Roeder, Wu & Duvenaud (2017, arXiv:1703.09194): the gradient passes through the samples only.
+    x = bijector.forward(jax.random.normal(key, shape))
+    fixed = jax.tree.map(jax.lax.stop_gradient, bijector)
+    eps = fixed.inverse(x)
+    log_q = jax.scipy.stats.norm.logpdf(eps).sum(-1) - fixed.forward_log_det_jacobian(eps, 1)
+    return jnp.mean(log_joint(x) - log_q)
+
+
+def joint_logpdf(z, y, variance, observe, prior):
+    used = variance < jnp.inf
+    normal = tfd.Normal(observe(prior.decode(z)), jnp.sqrt(jnp.where(used, variance, 1.0))[None])
+    pixels = jnp.where(used[None], normal.log_prob(y[None]), 0.0)
+    return pixels.sum((1, 2)) + prior.log_prob(z)
+
+
+def joint_of_lesson_06(z, y, variance, observe, prior):
+    mean = observe(prior.decode(z))
+    maps = jnp.broadcast_to(y, mean.shape), mean, jnp.broadcast_to(variance, mean.shape)
+    return prior.log_prob(z) + likelihood_inverse_variance(*maps)
+
+
+def joint_split_sums(z, y, variance, observe, prior):
+    weight = (1.0 / variance).ravel()
+    residual = (y[None] - observe(prior.decode(z))).reshape(len(z), -1)
+    chi2 = residual**2 @ weight
+    log_norm = jnp.where(
+        weight > 0.0, jnp.log(2 * jnp.pi / jnp.where(weight > 0, weight, 1.0)), 0.0
+    )
+    return prior.log_prob(z) - 0.5 * (chi2 + log_norm.sum())
+
+
+def joint_one_by_one(z, y, variance, observe, prior):
+    return jax.lax.map(lambda z: joint_logpdf(z[None], y, variance, observe, prior)[0], z)
+
+
+def predictive_weights(z, y, variance, observe, prior):
+    weight = jnp.where(jnp.isinf(variance), 0.0, 1.0 / variance)
+    residual = observe(prior.decode(z)) - y
+    return jnp.einsum("ij,nij,nij->n", weight, residual, residual) / jnp.count_nonzero(weight)
+
+
+def predictive_where(z, y, variance, observe, prior):
+    used = jnp.isfinite(variance)[None]
+    pulls = (y - observe(prior.decode(z))) / jnp.sqrt(variance)
+    return jnp.mean(pulls**2, axis=(1, 2), where=used)
+
+
+def predictive_one_by_one(z, y, variance, observe, prior):
+    def one(z):
+        pulls = ((observe(prior.decode(z[None]))[0] - y) / jnp.sqrt(variance)).ravel()
+        return pulls @ pulls
+
+    return jax.vmap(one)(z) / (variance < jnp.inf).sum()
+
+
+def importance_logsumexp(log_joint, log_q):
+    log_w = log_joint - log_q
+    log_w = log_w - jax.scipy.special.logsumexp(log_w)
+    fraction = jnp.exp(-jax.scipy.special.logsumexp(2 * log_w)) / log_w.size
+    return jnp.exp(log_w), fraction
+
+
+def importance_peak(log_joint, log_q):
+    ratio = log_joint - log_q
+    raw = jnp.exp(ratio - ratio.max())
+    return [raw / raw.sum(), raw.sum() ** 2 / (raw @ raw) / raw.shape[0]]
+
+
+def importance_variance(log_joint, log_q):
+    weights = jnp.exp(jax.nn.log_softmax(log_joint - log_q))
+    scaled = weights * len(weights)
+    return weights, 1.0 / (1.0 + jnp.var(scaled))
+
+
+def covered_percentile(samples, truth, level):
+    low, high = jnp.percentile(samples, jnp.array([50 - 50 * level, 50 + 50 * level]), axis=1)
+    return jnp.logical_and(truth > low, truth < high)
+
+
+def covered_rank(samples, truth, level):
+    below = jnp.mean(samples < truth[:, None, :], axis=1)
+    return jnp.abs(below - 0.5) <= level / 2
+
+
+def covered_sorted(samples, truth, level):
+    ordered, s = jnp.sort(samples, axis=1), samples.shape[1]
+    out = round(s * (1 - level) / 2)
+    return (truth >= ordered[:, out]) & (truth <= ordered[:, s - 1 - out])
+
+
+def covered_one_by_one(samples, truth, level):
+    def one(samples, truth):
+        low = jnp.quantile(samples, 0.5 - level / 2, method="lower")
+        return ~((truth < low) | (truth > jnp.quantile(samples, 0.5 + level / 2, method="higher")))
+
+    return jax.vmap(jax.vmap(one, in_axes=(1, 0)))(samples, truth)
+
+
 RIGHT = {
     "01.1": (m_sigma_numpy, m_sigma_lstsq, m_sigma_polynomial),
     "01.2": (mse_dot, mse_column, mse_vmapped, mse_float64),
@@ -735,6 +902,25 @@ RIGHT = {
         gradient_diagonal,
     ),
     "06.6": (surprise_where, surprise_weights, surprise_one_by_one),
+    "07.1": (
+        sample_normal,
+        sample_by_hand,
+        sample_from_the_inverse,
+        sample_transformed,
+        sample_one_by_one,
+    ),
+    "07.2": (
+        elbo_two_means,
+        elbo_split,
+        elbo_key_per_sample,
+        elbo_multivariate,
+        elbo_antithetic,
+        elbo_without_score,
+    ),
+    "07.3": (joint_logpdf, joint_of_lesson_06, joint_split_sums, joint_one_by_one),
+    "07.4": (predictive_weights, predictive_where, predictive_one_by_one),
+    "07.5": (importance_logsumexp, importance_peak, importance_variance),
+    "07.6": (covered_percentile, covered_rank, covered_sorted, covered_one_by_one),
     "09.1": (denoise_by_noise, denoise_broadcast, denoise_einsum),
     "09.2": (dsm_weight, dsm_norm, dsm_twice_the_mean, dsm_vdot),
     "09.3": (precondition_inverse, precondition_ratio, precondition_hypot),
