@@ -51,11 +51,11 @@ class References(NamedTuple):
     ``truth`` (8, 33), u; ``y`` and ``variance`` (8, 21, 21), nJy and nJy^2, infinite and y 0 where
     masked.
 
-    ``chains`` (8, 8, 80, 33): u of eight chains, thinned. From the chains before they were
-    thinned: ``mean_u``, ``std_u``, ``mean_z``, ``std_z`` (8, 33); ``rhat`` and ``ess`` (8,), the
-    largest rank-normalised R-hat and the smallest bulk effective sample size of any number in u and
-    z. ``in_z`` (8,): sampled in z, else in u; ``step_size``, ``acceptance``, ``leapfrogs``
-    and ``iterations`` (8,) of the sampler.
+    ``samples`` (8, 640, 33): u, 80 samples of each of eight chains, one after the other. Of the
+    chains before they were thinned: ``u_mean``, ``u_std``, ``z_mean``, ``z_std`` (8, 33); ``r_hat``
+    and ``ess`` (8,), the largest rank-normalised R-hat and the smallest bulk effective sample size
+    of any number in u and z. How they ran: ``in_z`` (8,), sampled in z, else in u; ``step_size``,
+    ``acceptance``, ``leapfrogs`` and ``iterations`` (8,).
     """
 
     names: np.ndarray
@@ -63,12 +63,12 @@ class References(NamedTuple):
     truth: np.ndarray
     y: np.ndarray
     variance: np.ndarray
-    chains: np.ndarray
-    mean_u: np.ndarray
-    std_u: np.ndarray
-    mean_z: np.ndarray
-    std_z: np.ndarray
-    rhat: np.ndarray
+    samples: np.ndarray
+    u_mean: np.ndarray
+    u_std: np.ndarray
+    z_mean: np.ndarray
+    z_std: np.ndarray
+    r_hat: np.ndarray
     ess: np.ndarray
     in_z: np.ndarray
     step_size: np.ndarray
