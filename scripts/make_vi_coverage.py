@@ -1,0 +1,112 @@
+"""Train the guide of lesson 07 on many galaxies and write data/vi_coverage.npz.
+
+For each galaxy the rank of the truth among 255 samples of its guide, for every latent and for one
+pixel in nine: were the guide the posterior, ranks would be uniform. Three groups: galaxies drawn
+from the prior, galaxies of the simulator, and those of Hubble, which the registry fetches. The
+guide, its training and the samples are those of the solution of lesson 07, run from its source.
+
+    python scripts/make_vi_coverage.py
+
+takes 25 minutes on two cores. Without Hubble's files it says so, and ends.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlcourse_utils import (
+    diagnostics,
+    env,
+    galaxy_posteriors,
+    galaxy_prior,
+    telescope,
+)
+from dlcourse_utils.checks import engine
+from dlcourse_utils.datasets import galaxies, real_galaxies
+
+SEED = 207
+NOISE = 3.0 * telescope.NOISE  # nJy in a pixel of the survey
+SAMPLES = 255  # a rank among them is a byte
+FROM_PRIOR, FROM_SIMULATOR = 104, 64
+OUTPUT = Path(__file__).resolve().parents[1] / "data" / "vi_coverage.npz"
+
+
+def ranks(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How many of the samples (s, ...) lie below the truth (...)."""
+    return np.sum(samples < truth[None], axis=0).astype(np.uint8)
+
+
+def main() -> None:
+    env.start()
+    began = time.monotonic()
+    lesson = engine.namespace("07")
+    prior = galaxy_prior.load()
+    kernel = telescope.difference_kernel(telescope.moffat())
+    operator = telescope.operator(kernel)
+    observe = jax.tree_util.Partial(telescope.apply, operator)
+    decode = jax.jit(galaxy_prior.GalaxyPrior.decode)
+    chi2_of = jax.jit(lesson["predictive_chi2"])
+
+    key = jax.random.key(SEED)
+    u, y_prior = galaxy_posteriors.draw(key, FROM_PRIOR, prior, operator, NOISE)
+    z_prior = np.asarray(prior.from_base(jnp.asarray(u)))
+    population = galaxies.population(jax.random.fold_in(key, 1), 4352)
+    magnitude = np.asarray(population.magnitude)
+    bright = np.flatnonzero((magnitude > 20) & (magnitude < 23.5))
+    some = jax.tree.map(lambda a: a[bright[:FROM_SIMULATOR]], population)
+    x_simulator = galaxies.render(some)
+    hst = real_galaxies.load_hst(limit=23.5)
+    groups = {
+        "prior": (np.asarray(decode(prior, z_prior)), y_prior),
+        "simulator": (np.asarray(x_simulator), None),
+        "hubble": (np.asarray(hst.images), None),
+    }
+    out: dict[str, np.ndarray] = {}
+    for group, (x, y) in groups.items():
+        if y is None:
+            seed = jax.random.fold_in(key, 2 + len(out))
+            y = np.asarray(telescope.observe_noisy(seed, x, kernel, NOISE**2))
+        variance = np.full(y.shape[1:], NOISE**2, np.float32)
+        starts = galaxy_posteriors.laplace(y, variance, operator, prior, starts=2)
+        found = {name: [] for name in ("latents", "pixels", "chi2", "pareto_k", "seconds")}
+        for i in range(len(y)):
+            start = starts.mode[i], starts.factor[i]
+            data = (y[i], variance, start, observe, prior)
+            here = time.monotonic()
+            fit = lesson["fit_guide"](jax.random.fold_in(key, 1000 + i), *data)
+            found["seconds"].append(time.monotonic() - here)
+            z, log_p, log_q = lesson["draw"](fit.params, jax.random.fold_in(key, 5000 + i), *data)
+            images = np.asarray(decode(prior, z[:SAMPLES]))
+            middle = (slice(None), slice(1, None, 3), slice(1, None, 3))
+            found["pixels"].append(ranks(images[middle], x[i][middle[1:]]))
+            if group == "prior":
+                found["latents"].append(ranks(np.asarray(z[:SAMPLES]), z_prior[i]))
+            found["chi2"].append(np.mean(chi2_of(z, y[i], variance, observe, prior)))
+            found["pareto_k"].append(diagnostics.pareto_k(np.asarray(log_p - log_q)))
+            print(
+                f"{group} {i}: {found['seconds'][-1]:.1f} s, k {found['pareto_k'][-1]:.2f}, "
+                f"chi2 {found['chi2'][-1]:.3f}",
+                flush=True,
+            )
+        if group != "prior":
+            del found["latents"]
+        out |= {f"{group}_{name}": np.asarray(rows) for name, rows in found.items()}
+        out[f"{group}_flux"] = np.asarray(x.sum(axis=(1, 2)), np.float32)
+        out[f"{group}_agreement"] = starts.agreement
+    out["hubble_valid"] = hst.valid[:, 1::3, 1::3]
+    out = {
+        name: values.astype(np.float32) if values.dtype == np.float64 else values
+        for name, values in out.items()
+    }
+    np.savez_compressed(OUTPUT, seed=SEED, noise=np.float32(NOISE), **out)
+    size = OUTPUT.stat().st_size / 1e3
+    print(f"{OUTPUT.name}: {size:.0f} kB, {(time.monotonic() - began) / 60:.0f} min")
+
+
+if __name__ == "__main__":
+    main()
