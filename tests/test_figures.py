@@ -15,7 +15,14 @@ from PIL import Image, ImageSequence
 
 from dlcourse_utils import plot, telescope, widgets
 from dlcourse_utils.datasets import clusters, two_moons
-from dlcourse_utils.plot import deconvolution, realnvp, score_matching, stamps, variational
+from dlcourse_utils.plot import (
+    animation,
+    deconvolution,
+    realnvp,
+    score_matching,
+    stamps,
+    variational,
+)
 
 GRID = jnp.linspace(12.4, 16.0, 301)
 
@@ -98,7 +105,7 @@ def test_a_redraw_of_the_path_takes_at_most_50_ms(path_explorer):
 
 def test_the_animation_ends_at_the_last_stage_and_shows_it_first(monkeypatch):
     shown = []
-    monkeypatch.setattr(realnvp, "display", lambda page: shown.append(page.data))
+    monkeypatch.setattr(animation, "display", lambda page: shown.append(page.data))
     realnvp.animate(jnp.array([[[0.0, 0.0]], [[2.0, 1.0]]]), frames=3)
     (page,) = shown
     assert 'alt="points' in page
@@ -682,7 +689,7 @@ def test_one_galaxy_with_at_most_five_samples(axes, n):
 
 def test_the_posterior_forms_in_an_animation_below_a_megabyte(monkeypatch):
     shown = []
-    monkeypatch.setattr(variational, "display", lambda page: shown.append(page.data))
+    monkeypatch.setattr(animation, "display", lambda page: shown.append(page.data))
     means = stamps_of(25, 63)
     variational.forming(jnp.asarray(means), np.abs(means) / 10, np.arange(25) * 10)
     (page,) = shown

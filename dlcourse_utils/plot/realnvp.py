@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import HTML, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from PIL import Image
 from scipy import stats
 
 from dlcourse_utils.datasets import two_moons
-from dlcourse_utils.plot import DATA, FAINT, MODEL, OTHER, TRUTH, on_host
+from dlcourse_utils.plot import DATA, FAINT, MODEL, OTHER, TRUTH, animation, on_host
 from dlcourse_utils.train import History
 
 Axes = tuple[np.ndarray, np.ndarray]
@@ -177,25 +173,11 @@ def animate(stages: jax.Array, frames: int = 7) -> None:
             dots.set_offsets((1.0 - ease) * points[k - 1] + ease * points[k])
             canvas.restore_region(background)
             ax.draw_artist(dots)
-            picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-            pictures.append(picture.quantize(32, method=Image.Quantize.FASTOCTREE))
+            pictures.append(animation.frame(canvas, 32))
             holds.append(60)
         holds[-1] = 900
-    # The last stage comes first: it is what print and a still page show.
-    buffer = io.BytesIO()
-    pictures[-1].save(
-        buffer,
-        format="gif",
-        save_all=True,
-        append_images=pictures,
-        duration=[1500, *holds],
-        loop=0,
-        optimize=False,
-    )
     alt = "points of a Gaussian moved by one pair of layers after another onto two moons"
-    data = base64.b64encode(buffer.getvalue()).decode()
-    page = f'<img alt="{alt}" src="data:image/gif;base64,{data}" style="max-width:100%">'
-    display(HTML(page))
+    animation.show(pictures, holds, alt)
 
 
 @on_host

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
-from PIL import Image
 from scipy import ndimage
 
-from dlcourse_utils.plot import DATA, FAINT, MODEL, TRUTH, on_host
+from dlcourse_utils.plot import DATA, FAINT, MODEL, TRUTH, animation, on_host
 from dlcourse_utils.plot.stamps import (
     LINES,
     SIGMAS,
@@ -221,23 +217,9 @@ def forming(means: np.ndarray, stds: np.ndarray, steps: np.ndarray) -> None:
         spread.set_data(std)
         figure.suptitle(f"step {step}", fontsize=10)
         canvas.draw()
-        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        pictures.append(picture.quantize(128, method=Image.Quantize.FASTOCTREE))
-    # The last stage comes first: it is what print and a still page show.
-    buffer = io.BytesIO()
-    pictures[-1].save(
-        buffer,
-        format="gif",
-        save_all=True,
-        append_images=pictures,
-        duration=[1500, *[200] * (len(pictures) - 1), 1500],
-        loop=0,
-        optimize=False,
-    )
+        pictures.append(animation.frame(canvas, 128))
     alt = "posterior mean and standard deviation of a galaxy, becoming sharp step by step"
-    data = base64.b64encode(buffer.getvalue()).decode()
-    page = f'<img alt="{alt}" src="data:image/gif;base64,{data}" style="max-width:100%">'
-    display(HTML(page))
+    animation.show(pictures, [*[200] * (len(pictures) - 1), 1500], alt)
 
 
 @on_host
