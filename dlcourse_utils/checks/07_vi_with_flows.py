@@ -60,6 +60,7 @@ def _to_differentiate(function):
 # --- a guide ---------------------------------------------------------------------------------
 
 _D = 3
+_OTHERS = np.float32([0.0, 1.0, 1.0])  # coordinates that the first one bends
 
 
 @jax.tree_util.register_pytree_node_class
@@ -85,19 +86,19 @@ class _Bent(tfp.bijectors.Bijector):
         return jnp.tril(self.lower, -1)
 
     def _log_scale(self, first):
-        return self.size + self.bend * jnp.tanh(first)
+        return self.size + _OTHERS * self.bend * jnp.tanh(first)
 
     def _forward(self, eps):
         _must_be_points("bijector.forward", eps)
         first = eps[..., :1]
-        y = eps * jnp.exp(self._log_scale(first)) + self.push * first**2
+        y = eps * jnp.exp(self._log_scale(first)) + _OTHERS * self.push * first**2
         return y + y @ self._mix().T + self.offset
 
     def _inverse(self, x):
         y, mix = x - self.offset, self._mix().T
         y = y - y @ mix + y @ mix @ mix  # its third power is zero
         first = y[..., :1] * jnp.exp(-self.size[:1])
-        return (y - self.push * first**2) * jnp.exp(-self._log_scale(first))
+        return (y - _OTHERS * self.push * first**2) * jnp.exp(-self._log_scale(first))
 
     def _forward_log_det_jacobian(self, eps):
         return self._log_scale(eps[..., :1]).sum(axis=-1)
@@ -114,15 +115,11 @@ def _must_be_points(name, x):
 
 
 def _a_guide(rng):
-    def others(low, high):
-        """Numbers of either sign; zero for the first coordinate, which bends the others."""
-        signs = rng.choice([-1.0, 1.0], _D - 1)
-        return np.concatenate([[0.0], rng.uniform(low, high, _D - 1) * signs])
-
     # The bends do not cancel in the log-det, and all scales stretch: its mean is far from zero.
-    bend = np.abs(others(0.4, 0.7)) * rng.choice([-1.0, 1.0])
+    bend = rng.uniform(0.4, 0.7, _D) * rng.choice([-1.0, 1.0])
+    push = rng.uniform(0.2, 0.4, _D) * rng.choice([-1.0, 1.0], _D)
     lower = rng.uniform(0.3, 0.7, (_D, _D)) * rng.choice([-1.0, 1.0])
-    arrays = (rng.uniform(0.3, 0.6, _D), bend, others(0.2, 0.4), rng.uniform(0.8, 1.5, _D), lower)
+    arrays = (rng.uniform(0.3, 0.6, _D), bend, push, rng.uniform(0.8, 1.5, _D), lower)
     return _Bent(*map(np.float32, arrays))
 
 
