@@ -52,10 +52,10 @@ class Group(NamedTuple):
     iterations: int
 
 
-# Bright galaxies; some that take longer, with stiff corners in z; and faint ones.
+# Bright galaxies, those that take longer, and faint ones. Number 4 stays slower than the others: in
+# z its posterior has stiff corners, where chains are caught for a while.
 GROUPS = (
-    Group((0, 7), True, 10, 720),
-    Group((4,), True, 20, 1600),
+    Group((0, 4, 7), True, 10, 720),
     Group((1, 6), True, 25, 800),
     Group((2, 3, 5), False, 15, 800),
 )
