@@ -30,6 +30,7 @@ from .tools import (
     slope,
     through_blur,
     to_compile,
+    traced,
 )
 
 
@@ -63,20 +64,12 @@ _D = 3
 _OTHERS = np.float32([0.0, 1.0, 1.0])  # coordinates that the first one bends
 
 
-@jax.tree_util.register_pytree_node_class
 class _Bent(tfp.bijectors.Bijector):
     """Noise to points: the first coordinate scales and pushes the others, then all are mixed."""
 
     def __init__(self, *arrays):
         self.size, self.bend, self.push, self.offset, self.lower = arrays
         super().__init__(forward_min_event_ndims=1, name="guide")
-
-    def tree_flatten(self):
-        return (*self.rows(), self.lower), None
-
-    @classmethod
-    def tree_unflatten(cls, _, arrays):
-        return cls(*arrays)
 
     def rows(self):
         """All parameters but the mixing: (d,) each."""
@@ -103,8 +96,10 @@ class _Bent(tfp.bijectors.Bijector):
     def _forward_log_det_jacobian(self, eps):
         return self._log_scale(eps[..., :1]).sum(axis=-1)
 
-    def _inverse_log_det_jacobian(self, x):
-        return -self._forward_log_det_jacobian(self._inverse(x))
+
+jax.tree_util.register_pytree_node(
+    _Bent, lambda guide: ((*guide.rows(), guide.lower), None), lambda _, arrays: _Bent(*arrays)
+)
 
 
 def _must_be_points(name, x):
@@ -597,18 +592,19 @@ def _bounds(function, arguments):
     with judged_alone(function, "07", "sample_and_log_prob"):
         if not isinstance(function, _Mistake):
             plain = jax.tree_util.Partial(_log_joint, log_joint.args[1])
-            result = compiled("elbo", function, shape)(key, bijector, plain)
-            if not is_array(result):
-                return result
-            value = np.asarray(result)
-            if value.shape != () or not np.isfinite(value):
-                return (0.0 * value, *_RIGHT_BOUND[1:])
+            value = traced("elbo", function, shape)(key, bijector, plain)
+            if not is_array(value):
+                return value
+            if np.shape(value) != ():
+                return (np.zeros(np.shape(value)), *_RIGHT_BOUND[1:])
         how = *_to_differentiate(function), bijector, log_joint
         first, other = (
             jax.tree.map(np.float64, _look(how[0], shape, how[1], k, *how[2:]))
             for k in (key, jax.random.key(987654321))
         )
     found = dict(zip(_ELBO_LABELS, _RIGHT_BOUND, strict=True))
+    if not np.isfinite(first[0]):
+        return first[0], *_RIGHT_BOUND[1:]
     _fill(found, first, other)
     return tuple(found.values())
 

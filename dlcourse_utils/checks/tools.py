@@ -41,8 +41,7 @@ class _NoArrays(Exception):
     """What was returned while it was traced, where it is nothing that jit can return."""
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _jitted(function, last, *arguments):
+def _arrays(function, last, *arguments):
     result = function(*arguments, *last)
     leaves = jax.tree.leaves(result)
     if not all(
@@ -50,6 +49,9 @@ def _jitted(function, last, *arguments):
     ):
         raise _NoArrays(result)
     return result
+
+
+_jitted = jax.jit(_arrays, static_argnums=(0, 1))
 
 
 def to_compile(function: Callable) -> Callable:
@@ -65,13 +67,23 @@ def compiled(name: str, function: Callable, *last: Any) -> Callable:
     ``last`` are its last arguments, which are not traced. Raises `Misfit` when what works with
     numbers only is called. The wrong answers of the checks are called as they are.
     """
+    key = to_compile(function)
+    return _called(name, function, last, lambda *arguments: _jitted(key, last, *arguments))
+
+
+def traced(name: str, function: Callable, *last: Any) -> Callable:
+    """As `compiled`, but nothing is computed: what is returned has shapes and no values."""
+    of = functools.partial(_arrays, function, last)
+    return _called(name, function, last, lambda *arguments: jax.eval_shape(of, *arguments))
+
+
+def _called(name, function, last, run):
     if ours(function):
         return lambda *arguments: function(*arguments, *last)
-    key = to_compile(function)
 
     def call(*arguments):
         try:
-            return _jitted(key, last, *arguments)
+            return run(*arguments)
         except _NoArrays as odd:
             return odd.args[0]
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
