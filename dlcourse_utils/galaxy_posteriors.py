@@ -122,16 +122,6 @@ def _residuals(u, y, variance, operator, prior):
 
 
 @jax.jit
-def _curvature(u, y, variance, operator, prior):
-    def one(row):
-        u, *data = row
-        jacobian = jax.jacfwd(lambda u: _residuals(u, *data, operator, prior))(u)
-        return jacobian.T @ jacobian
-
-    return jax.lax.map(one, (u, y, variance))
-
-
-@jax.jit
 def _rough_start(y, prior):
     return prior.to_base(y)[0]
 
@@ -179,7 +169,7 @@ def laplace(
     ends, values = found.z.reshape(n, starts, DIM), found.value.reshape(n, starts)
     best = values.argmin(axis=1)
     mode, value = ends[np.arange(n), best], values[np.arange(n), best]
-    curvature = np.asarray(_curvature(mode, y, variance, operator, prior), dtype=float)
-    factor = np.linalg.cholesky(np.linalg.inv(curvature)).astype(np.float32)
+    curvature = newton.curvature(_residuals, mode, (y, variance), (operator, prior), batch=_BATCH)
+    factor = np.linalg.cholesky(np.linalg.inv(curvature.astype(float))).astype(np.float32)
     agreement = np.mean(values < value[:, None] + _SAME, axis=1)
     return Laplace(mode, factor, value, agreement, ends)

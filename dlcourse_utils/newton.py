@@ -71,6 +71,27 @@ def _step(objective, gradient, state, curvature, data, shared):
     )
 
 
+def curvature(
+    residuals: Callable[..., jax.Array],
+    z: jax.Array,
+    data: tuple[jax.Array, ...],
+    shared: tuple[Any, ...] = (),
+    *,
+    batch: int = 40,
+) -> np.ndarray:
+    """J^T J (n, d, d) of the Jacobian J of ``residuals`` at each row of z (n, d).
+
+    Arguments are those of `minimise`, with which it shares its compilation.
+    """
+    found = []
+    for first in range(0, len(z), batch):
+        rows = np.minimum(np.arange(first, first + batch), len(z) - 1)
+        part = tuple(jnp.asarray(np.asarray(array)[rows]) for array in data)
+        here = jnp.asarray(np.asarray(z, np.float32)[rows])
+        found.append(np.asarray(_curvature(residuals, here, part, shared)))
+    return np.concatenate(found)[: len(z)]
+
+
 def minimise(
     objective: Callable[..., jax.Array],
     gradient: Callable[..., jax.Array],

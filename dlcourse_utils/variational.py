@@ -46,6 +46,11 @@ def _step(elbo, optimizer, params, state, key, index, data):
     return optax.apply_updates(params, updates), state, value
 
 
+@jax.jit
+def _finite(params):
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+
+
 def train(
     elbo: Callable[..., jax.Array],
     params: Params,
@@ -60,11 +65,13 @@ def train(
 
     Each step has a key of its own, folded from ``key``. ``data`` is a tuple of pytrees. One step is
     compiled for as long as ``elbo`` and ``optimizer`` are the same objects and shapes stay: train
-    many posteriors with one function that gets the observation as data. ``keep`` names steps before
-    which the parameters are kept, in rising order.
+    many posteriors with one function that gets the observation as data. It is traced once: after
+    changing what it calls, define it anew. ``keep`` names steps before which the parameters are
+    kept, in rising order.
 
-    Raises `VariationalError` if the ELBO is no scalar or stops being finite: the message names the
-    step, and ``last_good`` holds the parameters of the last look, at most 25 steps before.
+    Raises `VariationalError` if the ELBO is no scalar, or if it or a parameter stops being finite:
+    the message names the step, and ``last_good`` holds the parameters of the last look, at most 25
+    steps before.
     """
     if not isinstance(steps, int) or steps < 1:
         raise VariationalError(f"steps must be a whole number of at least 1; got {steps!r}.")
@@ -74,26 +81,25 @@ def train(
         )
     params = jax.tree.map(jnp.asarray, params)
     state = jax.jit(optimizer.init)(params)
-    bound, kept, good = [], [], None
+    bound, kept = [], []
     for index in range(steps):
+        if index % _EVERY == 0:
+            good = GuideFit(params, np.array(bound), tuple(kept))
         if index in keep:
             kept.append(params)
-        if index % _EVERY == 0:
-            before = params, len(bound)
         params, state, value = _step(elbo, optimizer, params, state, key, np.int32(index), data)
         bound.append(value)
         if (index + 1) % _EVERY == 0 or index + 1 == steps:
-            values = np.array(jax.device_get(bound[before[1] :]))
-            bound[before[1] :] = values
-            if not np.isfinite(values).all():
-                first = before[1] + int(np.argmin(np.isfinite(values)))
-                if before[1]:
-                    good = GuideFit(before[0], np.array(bound[: before[1]]), tuple(kept))
+            seen = len(good.bound)
+            bound[seen:] = np.array(jax.device_get(bound[seen:]))
+            broken = [i for i, value in enumerate(bound) if not np.isfinite(value)]
+            if broken or not _finite(params):
+                step = broken[0] if broken else index
+                what = f"The ELBO is {bound[step]:.3g}" if broken else "A parameter is not finite"
                 raise VariationalError(
-                    f"The ELBO is {bound[first]:.3g} at step {first + 1}: the guide has left the "
-                    "finite numbers. Take a smaller learning rate, clip the gradients, or start "
-                    "nearer to the posterior."
-                    + (" The error's `last_good` has the last good parameters." * bool(good)),
-                    good,
+                    f"{what} at step {step + 1}: the guide has left the finite numbers. Take a "
+                    "smaller learning rate, clip the gradients, or start nearer to the posterior."
+                    + (" The error's `last_good` has the last good parameters." * bool(seen)),
+                    good if seen else None,
                 )
     return GuideFit(params, np.array(bound), tuple(kept))

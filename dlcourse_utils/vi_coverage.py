@@ -47,6 +47,12 @@ def inside(ranks: np.ndarray, level: float) -> np.ndarray:
     return np.abs(ranks - SAMPLES / 2) < level * (SAMPLES + 1) / 2
 
 
+def share_inside(group: Group, level: float) -> np.ndarray:
+    """Share (n,) of each galaxy's known pixels that lie in their central intervals."""
+    hits = inside(group.pixels, level) & group.valid
+    return hits.sum(axis=1) / group.valid.sum(axis=1)
+
+
 def load(path: Path | None = None) -> dict[str, Group]:
     """The three groups by their names in `GROUPS`.
 

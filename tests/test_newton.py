@@ -273,3 +273,15 @@ def test_a_start_without_a_slope_is_named(problem):
         NewtonError, match=r"Objective or gradient are not finite at start 2: .* 0 \* inf"
     ):
         newton.minimise(careless, slope, residuals, z, tuple(data), (SHARED,), batch=BATCH)
+
+
+def test_curvature_is_that_of_a_line_in_any_number_of_batches():
+    design = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+
+    def of_line(z, scale):
+        return scale * (jnp.asarray(design) @ z)
+
+    scales = np.arange(1.0, 8.0, dtype=np.float32)
+    found = newton.curvature(of_line, np.zeros((7, 3)), (scales,), batch=3)
+    exact = scales[:, None, None] ** 2 * (design.T @ design)
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)

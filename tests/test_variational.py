@@ -100,6 +100,33 @@ def test_a_diverging_bound_names_the_step_and_keeps_the_last_good():
     assert "last_good" in str(caught.value)
 
 
+def gradient_breaks_at_two(params, key):
+    """Its value stays finite where its gradient does not: of the square root at zero."""
+    return params + 0.0 * jnp.sqrt(jnp.maximum(2.0 - params, 0.0))
+
+
+@pytest.mark.parametrize("steps", [42, 50])
+def test_a_parameter_that_is_not_finite_is_an_error_and_not_the_last_good(steps):
+    sgd = optax.sgd(0.05)
+    with pytest.raises(variational.VariationalError, match=r"not finite|nan at step 4") as caught:
+        train(
+            gradient_breaks_at_two,
+            np.float32(0.0),
+            (),
+            optimizer=sgd,
+            steps=steps,
+            keep=(0, 30, 41),
+        )
+    good = caught.value.last_good
+    assert float(good.params) == pytest.approx(25 * 0.05, rel=1e-4)
+    assert len(good.kept) == 1 and np.isfinite(good.kept[0])
+
+
+def test_a_gradient_that_is_not_finite_in_the_only_step_is_an_error():
+    with pytest.raises(variational.VariationalError, match="A parameter is not finite at step 1:"):
+        train(lambda params, key: params * jnp.sqrt(0.0 * params), np.float32(1.0), (), steps=1)
+
+
 def test_a_bound_that_was_never_finite_has_nothing_to_go_on_with():
     with pytest.raises(variational.VariationalError, match="nan at step 1:") as caught:
         train(breaks_at_two, np.float32(3.0), (), steps=30)
