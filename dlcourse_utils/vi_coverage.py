@@ -17,29 +17,37 @@ from dlcourse_utils.errors import CourseError
 GROUPS = ("prior", "simulator", "hubble")
 SAMPLES = 255  # among which a truth has its rank
 SEED = 207  # of the galaxies: `galaxy_posteriors.draw` with this key gives those of the prior
+_RANKS = {"latents": 33, "pixels": 441}
 
 
 class CoverageError(CourseError):
     """The file of ranks cannot be used."""
 
 
-class Group(NamedTuple):
-    """n galaxies, each with a guide of its own. Numpy arrays.
+class Ranks(NamedTuple):
+    """How many of 255 samples lie below the truth, bytes.
 
-    ``latents`` (n, 33) and ``pixels`` (n, 441): how many of 255 samples lie below the truth, for
-    each latent z and for one pixel in nine of the image; ``latents`` is None where no latent is
-    true. ``valid`` (n, 441): where the true image is known. ``chi2`` (n,): mean over samples of
-    chi^2 per survey pixel; ``pareto_k`` (n,): of the importance weights; ``seconds`` (n,): of the
-    training; ``flux`` (n,): of the true image, nJy.
+    ``latents`` (n, 33): for each latent z, or None where no latent is true; ``pixels`` (n, 441):
+    for one pixel in nine of the image.
     """
 
     latents: np.ndarray | None
     pixels: np.ndarray
+
+
+class Group(NamedTuple):
+    """n galaxies, each with a guide of its own. Numpy arrays.
+
+    ``guide``: ranks among samples of the guide; ``weighted``: among samples that are drawn from
+    4,000 of these by their importance weights. ``valid`` (n, 441): where the true image is known.
+    ``chi2`` (n,): mean over samples of chi^2 per survey pixel; ``pareto_k`` (n,): of the weights.
+    """
+
+    guide: Ranks
+    weighted: Ranks
     valid: np.ndarray
     chi2: np.ndarray
     pareto_k: np.ndarray
-    seconds: np.ndarray
-    flux: np.ndarray
 
 
 def inside(ranks: np.ndarray, level: float) -> np.ndarray:
@@ -47,10 +55,14 @@ def inside(ranks: np.ndarray, level: float) -> np.ndarray:
     return np.abs(ranks - SAMPLES / 2) < level * (SAMPLES + 1) / 2
 
 
-def share_inside(group: Group, level: float) -> np.ndarray:
+def latents_inside(ranks: Ranks, level: float) -> np.ndarray:
+    """Share (n,) of each galaxy's latents that lie in their central intervals."""
+    return inside(ranks.latents, level).mean(axis=1)
+
+
+def pixels_inside(ranks: Ranks, valid: np.ndarray, level: float) -> np.ndarray:
     """Share (n,) of each galaxy's known pixels that lie in their central intervals."""
-    hits = inside(group.pixels, level) & group.valid
-    return hits.sum(axis=1) / group.valid.sum(axis=1)
+    return (inside(ranks.pixels, level) & valid).sum(axis=1) / valid.sum(axis=1)
 
 
 def load(path: Path | None = None) -> dict[str, Group]:
@@ -61,10 +73,12 @@ def load(path: Path | None = None) -> dict[str, Group]:
     """
     path = registry.path("vi_coverage.npz") if path is None else path
     try:
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             stored = {name: file[name] for name in file.files}
+        if stored["seed"] != SEED:
+            raise ValueError(f"its seed is {stored['seed']}, not {SEED}")
         return {name: _group(stored, name) for name in GROUPS}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CoverageError(
             f"{path} is no file of ranks ({error}): take a fresh copy of the course, or make it "
             "again with scripts/make_vi_coverage.py."
@@ -72,10 +86,21 @@ def load(path: Path | None = None) -> dict[str, Group]:
 
 
 def _group(stored: dict[str, np.ndarray], name: str) -> Group:
-    pixels = stored[f"{name}_pixels"].reshape(len(stored[f"{name}_pixels"]), -1)
-    valid = stored.get(f"{name}_valid")
-    valid = np.ones(pixels.shape, bool) if valid is None else valid.reshape(pixels.shape)
-    rest = ("chi2", "pareto_k", "seconds", "flux")
-    return Group(
-        stored.get(f"{name}_latents"), pixels, valid, *(stored[f"{name}_{field}"] for field in rest)
-    )
+    n = len(stored[f"{name}_chi2"])
+    ranks = {}
+    for kind in ("guide", "weighted"):
+        arrays = [stored.get(f"{name}_{kind}_{of}") for of in _RANKS]
+        for array, (of, width) in zip(arrays, _RANKS.items(), strict=True):
+            absent = of == "latents" and name != "prior"
+            if (array is None) != absent or (not absent and array.shape != (n, width)):
+                raise ValueError(f"{name}_{kind}_{of} must have shape {(n, width)}")
+            if not absent and array.dtype != np.uint8:
+                raise ValueError(f"{name}_{kind}_{of} must hold bytes, not {array.dtype}")
+        ranks[kind] = Ranks(*arrays)
+    valid = stored[f"{name}_valid"]
+    chi2, pareto_k = stored[f"{name}_chi2"], stored[f"{name}_pareto_k"]
+    if valid.shape != (n, _RANKS["pixels"]) or valid.dtype != bool or pareto_k.shape != (n,):
+        raise ValueError(f"{name}_valid or {name}_pareto_k has another shape than the ranks")
+    if not (np.isfinite(chi2).all() and valid.any(axis=1).all()):
+        raise ValueError(f"{name} has a chi^2 that is not finite, or a galaxy without pixels")
+    return Group(ranks["guide"], ranks["weighted"], valid, chi2, pareto_k)

@@ -325,8 +325,6 @@ def explore_samples(
     samples: np.ndarray,
     predicted: np.ndarray,
     noise: float | np.ndarray,
-    *,
-    start: int = 1,
 ) -> None:
     """Show a slider through posterior samples of one galaxy, beside the data and the residual.
 
@@ -336,7 +334,7 @@ def explore_samples(
     number or (m, m). Samples count from 1. A page without a kernel shows a still picture.
     """
     explorer = SampleExplorer(*map(np.asarray, (seen, samples, predicted, noise)))
-    _show(explorer, [start], {"sample": (1, len(samples))}, whole=True)
+    _show(explorer, [1], {"sample": (1, len(samples))}, whole=True)
 
 
 def _show(

@@ -1,7 +1,8 @@
 """The notebooks as they are stored: nothing leaks, nothing failed, everything was run.
 
-pytest runs them too, through nbval. That never compares a cell without execution count, so an
-unexecuted notebook would pass it: here it does not.
+pytest runs the solutions too, through nbval. That never compares a cell without execution count, so
+an unexecuted notebook would pass it: here it does not. What is in course/ has no output to compare;
+it is run here, to its end, and what it says is looked at.
 """
 
 import configparser
@@ -129,12 +130,11 @@ def test_everything_generated_is_up_to_date(capsys):
     assert problems == [], "\n".join(said)
 
 
-def test_pytest_runs_all_notebooks():
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "course", "solutions"]
+def test_pytest_runs_all_solutions():
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    for folder in ("course", "solutions"):
-        for source in LESSONS:
-            assert f"{folder}/{source.stem}.ipynb::Cell 0" in done.stdout, done.stdout
+    for source in LESSONS:
+        assert f"solutions/{source.stem}.ipynb::Cell 0" in done.stdout, done.stdout[-2000:]
 
 
 def test_the_sanitizer_leaves_verdicts_different():

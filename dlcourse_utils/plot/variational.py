@@ -138,12 +138,10 @@ def _levels(table: np.ndarray) -> list[float]:
 
 
 @on_host
-def bound(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], reference: float | None = None
-) -> None:
+def bound(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """The ELBO against the step, each curve steps (k,) and values (k,) in nats.
 
-    The legend has the mean of the last tenth of the values. ``reference`` is a log evidence.
+    The legend has the mean of the last tenth of the values.
     """
     _, ax = plt.subplots(figsize=(7, 3.4))
     for (name, (steps, values)), (colour, line, _) in zip(
@@ -151,14 +149,9 @@ def bound(
     ):
         end = values[-max(len(values) // 10, 1) :].mean()
         ax.plot(steps, values, color=colour, ls=line, lw=1.5, label=f"{name}: {end:.2f} nats")
-    if reference is not None:
-        ax.axhline(reference, color=TRUTH, ls=":", lw=2, label=f"log evidence: {reference:.2f}")
     every = np.concatenate([values for _, values in curves.values()])
     # The first steps can be thousands of nats below: what comes after them sets the range.
-    low, high = (
-        np.quantile(every, 0.2),
-        max(every.max(), -np.inf if reference is None else reference),
-    )
+    low, high = np.quantile(every, 0.2), every.max()
     margin = 0.1 * (high - low) + 1e-3
     ax.set(xlabel="step", ylabel="ELBO (nats)", ylim=(low - margin, high + margin))
     ax.legend(fontsize=9, loc="lower right")
