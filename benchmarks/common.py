@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import torch
+
+try:
+    import torch
+except ImportError:  # not every benchmark compares with it
+    torch = None
 
 
 class Trained(NamedTuple):
@@ -68,12 +72,12 @@ def median(field: str, runs: list[Run]) -> float:
 
 
 def conditions(*packages: str) -> str:
-    """The machine, the versions and the date."""
+    """The machine, the versions and the date; the threads of torch, if that is one of them."""
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    threads = f", torch on {torch.get_num_threads()} thread(s)" if "torch" in packages else ""
     return (
-        f"{os.cpu_count()}-core {platform.machine().replace('_', '-')} CPU, "
-        f"torch on {torch.get_num_threads()} thread(s); Python {platform.python_version()}, "
-        f"{versions}; {date.today().isoformat()}."
+        f"{os.cpu_count()}-core {platform.machine().replace('_', '-')} CPU{threads}; "
+        f"Python {platform.python_version()}, {versions}; {date.today().isoformat()}."
     )
 
 

@@ -47,7 +47,7 @@ try:
 except ImportError as error:
     sys.exit(
         f"This benchmark compares with numpyro and BlackJAX, and {error.name} is missing: "
-        "`pip install numpyro blackjax arviz-stats torch`, then run it again."
+        "`pip install numpyro blackjax arviz-stats`, then run it again."
     )
 
 WARM_UP = 30  # steps in which the lesson's learning rates rise
