@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import linecache
+import re
 import signal
 import threading
 import traceback
@@ -157,6 +158,9 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
             diagnosis="out_of_time",
         )
     except Misfit as misfit:
+        if isinstance(misfit.__cause__, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
+            line = _own_line(answer, misfit.__cause__)
+            return Report(WRONG, str(misfit), detail=line, diagnosis="untraceable")
         return Report(
             WRONG,
             str(misfit),
@@ -236,11 +240,13 @@ def _labelled(spec: Spec, result: Any) -> dict[str, np.ndarray]:
         try:
             array = np.asarray(part)
         except Exception as error:
-            raise Misfit(f"The {label} is {describe(part)}, not an array.") from error
+            raise Misfit(f"The {label} {_is(label)} {describe(part)}, not an array.") from error
         if array.dtype == bool:
-            raise Misfit(f"The {label} is true or false, not a number: is a mean missing?")
+            raise Misfit(
+                f"The {label} {_is(label)} true or false, not a number: is a mean missing?"
+            )
         if not np.issubdtype(array.dtype, np.number):
-            raise Misfit(f"The {label} has dtype {array.dtype}; expected numbers.")
+            raise Misfit(f"The {label} {_has(label)} dtype {array.dtype}; expected numbers.")
         arrays[label] = array
     return arrays
 
@@ -363,7 +369,8 @@ def _mismatch(spec: Spec, got: Results, expected: Results, cases: dict) -> Repor
     if mine.shape != right.shape:
         return Report(
             WRONG,
-            f"The {label} of `{spec.name}` has shape {mine.shape}; expected {right.shape}.",
+            f"The {label} of `{spec.name}` {_has(label)} shape {mine.shape}; expected "
+            f"{right.shape}.",
             "A shape that is off by an axis broadcasts silently in the next formula.",
             "Print the shapes of the arguments and follow them line by line.",
             detail,
@@ -372,7 +379,7 @@ def _mismatch(spec: Spec, got: Results, expected: Results, cases: dict) -> Repor
     if not np.isfinite(mine).all() and np.isfinite(right).all():
         return Report(
             WRONG,
-            f"The {label} of `{spec.name}` is not finite.",
+            f"The {label} of `{spec.name}` {_is(label)} not finite.",
             "One NaN or infinity in a batch spoils the whole gradient.",
             "Look for a logarithm or a square root of something that is not positive, or a 0/0.",
             detail,
@@ -400,19 +407,22 @@ def _signature(spec: Spec, label: str, got: Results, expected: Results) -> tuple
         np.concatenate([np.ravel(labels[label]) for labels in results.values()])
         for results in (got, expected)
     )
-    name = f"`{spec.name}`" if len(spec.labels) == 1 else f"the {label} of `{spec.name}`"
-    name = name[0].upper() + name[1:]
+    name, noun = f"`{spec.name}`", ""
+    if len(spec.labels) > 1:
+        name, noun = f"The {label} of `{spec.name}`", label
+    values = "values" if _plural(noun) else "value"
     usable = np.isfinite(mine) & np.isfinite(right) & (np.abs(right) > 1e-6)
     if usable.sum() > 1:
         ratio = mine[usable] / right[usable]
         if np.allclose(ratio, -1.0, rtol=1e-3):
-            return f"{name} has the wrong sign.", "sign"
+            return f"{name} {_has(noun)} the wrong sign.", "sign"
         if np.allclose(ratio, ratio[0], rtol=1e-3):
-            return f"{name} is {ratio[0]:.5g} times the right value, always.", "factor"
+            times = f"{_is(noun)} {ratio[0]:.5g} times the right {values}, always."
+            return f"{name} {times}", "factor"
         offset = (mine - right)[usable]
         if np.allclose(offset, offset[0], rtol=1e-3, atol=1e-4):
-            return f"{name} is off by {offset[0]:.3g}, always.", "offset"
-    return f"{name} has the wrong value.", "value"
+            return f"{name} {_is(noun)} off by {offset[0]:.3g}, always.", "offset"
+    return f"{name} {_has(noun)} the wrong {values}.", "value"
 
 
 def _gradient(spec: Spec, answer: Callable, reference: Callable, cases: dict) -> Report | None:
@@ -460,14 +470,32 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _report_error(answer: Callable, raised: _Raised) -> Report:
-    # The last line in the file or cell of the student's own function.
+def _plural(label: str) -> bool:
+    """Whether what a label names is several things: "weights", but not "mean of the weights"."""
+    noun = re.split(r" (?:at|in|made|of|per|with) | \(", label)[0]
+    return noun.endswith("s") and not noun.endswith("ss")
+
+
+def _has(label: str) -> str:
+    return "have" if _plural(label) else "has"
+
+
+def _is(label: str) -> str:
+    return "are" if _plural(label) else "is"
+
+
+def _own_line(answer: Callable, error: BaseException) -> str:
+    """The last line in the file or cell of the student's own function that ``error`` passed."""
     code = getattr(_unwrapped(answer), "__code__", None)
     lines = [
         f"line {frame.lineno}: {linecache.getline(frame.filename, frame.lineno or 0).strip()}"
-        for frame in traceback.extract_tb(raised.error.__traceback__)
+        for frame in traceback.extract_tb(error.__traceback__)
         if code is not None and frame.filename == code.co_filename
     ]
+    return lines[-1] if lines else ""
+
+
+def _report_error(answer: Callable, raised: _Raised) -> Report:
     given = ", ".join(describe(argument) for argument in raised.arguments)
     kind, text = type(raised.error).__name__, str(raised.error).strip().split("\n")[0]
     return Report(
@@ -475,6 +503,6 @@ def _report_error(answer: Callable, raised: _Raised) -> Report:
         f"Your code raised {kind}: {text[:200]}",
         f"It was called with {given}.",
         "Run it yourself on such arguments and follow the traceback.",
-        lines[-1] if lines else "",
+        _own_line(answer, raised.error),
         diagnosis=f"raised_{kind}",
     )
