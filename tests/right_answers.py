@@ -819,6 +819,23 @@ def predictive_one_by_one(z, y, variance, observe, prior):
     return jax.vmap(one)(z) / (variance < jnp.inf).sum()
 
 
+def predictive_indexed(z, y, variance, observe, prior):
+    used = jnp.isfinite(variance)
+    residual = y[used] - observe(prior.decode(z))[:, used]
+    return (residual**2 / variance[used]).mean(axis=1)
+
+
+def predictive_nanmean(z, y, variance, observe, prior):
+    mean = np.asarray(observe(prior.decode(z)))
+    pulls = np.where(np.isfinite(variance), (y - mean) / np.sqrt(variance), np.nan)
+    return np.nanmean(pulls**2, axis=(1, 2))
+
+
+def predictive_list(z, y, variance, observe, prior):
+    n_used = int(np.isfinite(variance).sum())
+    return [float(jnp.sum((y - m) ** 2 / variance)) / n_used for m in observe(prior.decode(z))]
+
+
 def importance_logsumexp(log_joint, log_q):
     log_w = log_joint - log_q
     log_w = log_w - jax.scipy.special.logsumexp(log_w)
@@ -836,6 +853,18 @@ def importance_variance(log_joint, log_q):
     weights = jnp.exp(jax.nn.log_softmax(log_joint - log_q))
     scaled = weights * len(weights)
     return weights, 1.0 / (1.0 + jnp.var(scaled))
+
+
+def importance_numpy(log_joint, log_q):
+    ratio = np.asarray(log_joint) - np.asarray(log_q)
+    weights = np.exp(ratio - ratio.max())
+    weights /= weights.sum()
+    return weights, 1 / (weights.size * (weights**2).sum())
+
+
+def importance_float(log_joint, log_q):
+    weights = jax.nn.softmax(log_joint - log_q)
+    return weights, float(1 / jnp.sum(weights**2)) / len(weights)
 
 
 def covered_percentile(samples, truth, level):
@@ -860,6 +889,23 @@ def covered_one_by_one(samples, truth, level):
         return ~((truth < low) | (truth > jnp.quantile(samples, 0.5 + level / 2, method="higher")))
 
     return jax.vmap(jax.vmap(one, in_axes=(1, 0)))(samples, truth)
+
+
+def covered_numpy(samples, truth, level):
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    return (low <= truth) & (truth <= high)
+
+
+def covered_loop(samples, truth, level):
+    n, _, d = samples.shape
+    inside = np.zeros((n, d), bool)
+    for i in range(n):
+        for j in range(d):
+            low, high = np.quantile(
+                np.asarray(samples[i, :, j]), [0.5 - level / 2, 0.5 + level / 2]
+            )
+            inside[i, j] = low <= truth[i, j] <= high
+    return inside
 
 
 RIGHT = {
@@ -918,9 +964,29 @@ RIGHT = {
         elbo_without_score,
     ),
     "07.3": (joint_logpdf, joint_of_lesson_06, joint_split_sums, joint_one_by_one),
-    "07.4": (predictive_weights, predictive_where, predictive_one_by_one),
-    "07.5": (importance_logsumexp, importance_peak, importance_variance),
-    "07.6": (covered_percentile, covered_rank, covered_sorted, covered_one_by_one),
+    "07.4": (
+        predictive_weights,
+        predictive_where,
+        predictive_one_by_one,
+        predictive_indexed,
+        predictive_nanmean,
+        predictive_list,
+    ),
+    "07.5": (
+        importance_logsumexp,
+        importance_peak,
+        importance_variance,
+        importance_numpy,
+        importance_float,
+    ),
+    "07.6": (
+        covered_percentile,
+        covered_rank,
+        covered_sorted,
+        covered_one_by_one,
+        covered_numpy,
+        covered_loop,
+    ),
     "09.1": (denoise_by_noise, denoise_broadcast, denoise_einsum),
     "09.2": (dsm_weight, dsm_norm, dsm_twice_the_mean, dsm_vdot),
     "09.3": (precondition_inverse, precondition_ratio, precondition_hypot),

@@ -104,28 +104,74 @@ def joint_with_scipy(z, y, variance, observe, prior):
     return jnp.where(jnp.isfinite(variance), normal.logpdf(y), 0.0).sum((1, 2)) + prior.log_prob(z)
 
 
-def predictive_with_a_mask_as_index(z, y, variance, observe, prior):
+def joint_with_a_mask_as_index(z, y, variance, observe, prior):
     used = jnp.isfinite(variance)
-    residual = (y - observe(prior.decode(z)))[:, used]
-    return jnp.mean(residual**2 / variance[used], axis=-1)
+    mean = observe(prior.decode(z))
+    normal = tfd.Normal(mean[:, used], jnp.sqrt(variance[used]))
+    return normal.log_prob(y[used]).sum(-1) + prior.log_prob(z)
 
 
 UNTRACEABLE = {
-    "07.1": sample_with_scipy,
-    "07.2": elbo_with_a_number,
-    "07.3": joint_with_scipy,
-    "07.4": predictive_with_a_mask_as_index,
-    "07.5": lambda log_joint, log_q: tuple(map(np.asarray, RIGHT["07.5"][0](log_joint, log_q))),
-    "07.6": lambda samples, truth, level: (
-        np.abs((np.asarray(samples) < np.asarray(truth)[:, None]).mean(1) - 0.5) <= level / 2
-    ),
+    "07.1": (sample_with_scipy, "log_base = scipy.stats.norm.logpdf(eps)"),
+    "07.2": (elbo_with_a_number, "return float(jnp.mean("),
+    "07.3": (joint_with_scipy, "normal = scipy.stats.norm(np.asarray("),
+    "07.3, indexed": (joint_with_a_mask_as_index, "normal = tfd.Normal(mean[:, used]"),
 }
 
 
 @pytest.mark.parametrize("id", UNTRACEABLE)
-def test_what_cannot_be_compiled_is_refused(id):
-    found = judged(id, UNTRACEABLE[id])
+def test_what_cannot_be_compiled_is_refused_with_the_students_line(id):
+    answer, line = UNTRACEABLE[id]
+    found = judged(id[:4], answer)
     assert found.outcome == engine.WRONG and "JAX cannot trace" in found.says, found
+    assert line in found.detail and not found.why and not found.next, found
+
+
+def test_a_mask_as_an_index_has_a_sentence_of_its_own():
+    says = judged("07.3", joint_with_a_mask_as_index).says
+    assert "has a length that depends on values" in says and "`jnp.where`" in says
+
+
+def test_outside_of_jit_the_students_own_error_is_told():
+    def covered(samples, truth, level):
+        low, high = jnp.quantile(samples, jnp.array([0.5 - level / 2, 0.5 + level / 2]), axis=1)
+        return low <= truth and truth <= high
+
+    found = judged("07.6", covered)
+    assert found.outcome == engine.ERROR and "truth value of an array" in found.says, found
+    assert "return low <= truth and truth <= high" in found.detail
+
+
+# --- the Gaussian of the noise ----------------------------------------------------------------
+
+
+def log_normals(eps):
+    return jax.scipy.stats.norm.logpdf(eps)
+
+
+@pytest.mark.parametrize(
+    ("log_base", "name"),
+    [
+        (lambda eps: -0.5 * jnp.sum(eps**2, 1) - jnp.log(2 * jnp.pi), "constant_of_a_plane"),
+        (
+            lambda eps: -0.5 * (jnp.sum(eps**2, 1) + eps.shape[0] * jnp.log(2 * jnp.pi)),
+            "constant_per_sample",
+        ),
+        (lambda eps: jnp.sum(log_normals(eps)), "gaussian_of_all"),
+    ],
+)
+def test_a_mistaken_gaussian_is_named(log_base, name):
+    def sample(eps, bijector):
+        return bijector.forward(eps), log_base(eps) - bijector.forward_log_det_jacobian(eps, 1)
+
+    assert judged("07.1", sample).diagnosis == name
+
+
+def test_samples_of_the_inverse_are_named():
+    def sample(eps, bijector):
+        return bijector.inverse(eps), sample_by_hand(eps, bijector)[1]
+
+    assert judged("07.1", sample).diagnosis == "inverse_returned"
 
 
 # --- gradients and noise ---------------------------------------------------------------------
@@ -198,6 +244,47 @@ def test_another_draw_for_log_q_is_named():
     assert judged("07.2", elbo).diagnosis == "two_draws"
 
 
+def at_the_noise(x, eps, log_q, log_joint, bijector):
+    return jnp.mean(log_joint(eps) - log_q)
+
+
+def of_exponentials(x, eps, log_q, log_joint, bijector):
+    return jnp.mean(jnp.exp(log_joint(x) - log_q))
+
+
+def at_the_mean(x, eps, log_q, log_joint, bijector):
+    return log_joint(x.mean(0, keepdims=True))[0] - jnp.mean(log_q)
+
+
+def with_closed_entropy(x, eps, log_q, log_joint, bijector):
+    d = eps.shape[1]
+    log_det = bijector.forward_log_det_jacobian(eps, 1)
+    return jnp.mean(log_joint(x) + log_det) + 0.5 * d * (1 + jnp.log(2 * jnp.pi))
+
+
+def over_coordinates(x, eps, log_q, log_joint, bijector):
+    return jnp.sum(log_joint(x) - log_q) / (eps.shape[0] * eps.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("bound", "name"),
+    [
+        (at_the_noise, "at_the_noise"),
+        (of_exponentials, "exponential"),
+        (at_the_mean, "at_the_mean"),
+        (with_closed_entropy, "closed_entropy"),
+        (over_coordinates, "mean_over_coordinates"),
+    ],
+)
+def test_a_mistaken_bound_is_named_under_all_seeds(bound, name):
+    def elbo(key, bijector, log_joint, shape):
+        eps = jax.random.normal(key, shape)
+        x, log_q = sample_by_hand(eps, bijector)
+        return bound(x, eps, log_q, log_joint, bijector)
+
+    assert {judged("07.2", elbo, seed=seed).diagnosis for seed in range(8)} == {name}
+
+
 # --- earlier answers -------------------------------------------------------------------------
 
 ELBO = """
@@ -237,6 +324,57 @@ def test_masked_pixels_that_count_are_told_whatever_their_variance(made_up):
     assert judged("07.4", chi2).diagnosis == "masked_counted"
 
 
+@pytest.mark.parametrize(
+    ("norm", "name"),
+    [(lambda v: jnp.log(v), "no_two_pi"), (lambda v: jnp.zeros_like(v), "no_logarithm")],
+)
+def test_a_missing_constant_is_not_laid_on_the_masked_pixels(norm, name):
+    def joint(z, y, variance, observe, prior):
+        used = jnp.isfinite(variance)
+        finite = jnp.where(used, variance, 1.0)
+        terms = (y - observe(prior.decode(z))) ** 2 / finite + norm(finite)
+        return -0.5 * jnp.sum(jnp.where(used, terms, 0.0), axis=(1, 2)) + prior.log_prob(z)
+
+    found = judged("07.3", joint)
+    assert found.diagnosis == name
+    assert found.detail.startswith("log density: expected "), found.detail
+
+
+def pixels(terms):
+    """An answer to 07.4: the sum of terms(y, mean, variance) over the pixels, per used pixel."""
+
+    def chi2(z, y, variance, observe, prior):
+        found = terms(y, observe(prior.decode(z)), variance)
+        return jnp.sum(found, axis=(1, 2)) / jnp.sum(jnp.isfinite(variance))
+
+    return chi2
+
+
+def minus_two_log_p(y, mean, variance):
+    used = jnp.isfinite(variance)
+    normal = tfd.Normal(mean, jnp.sqrt(jnp.where(used, variance, 1.0)))
+    return jnp.where(used, -2 * normal.log_prob(y), 0.0)
+
+
+def chi2_over_samples(z, y, variance, observe, prior):
+    squares = (y - observe(prior.decode(z))) ** 2 / variance
+    return jnp.sum(squares, axis=0) / jnp.sum(jnp.isfinite(variance))
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        (pixels(lambda y, mean, variance: (y - mean) / jnp.sqrt(variance)), "not_squared"),
+        (pixels(lambda y, mean, variance: 0.5 * (y - mean) ** 2 / variance), "half"),
+        (pixels(lambda y, mean, variance: (y - mean) ** 2 / mean), "pearson"),
+        (pixels(minus_two_log_p), "deviance"),
+        (chi2_over_samples, "over_samples"),
+    ],
+)
+def test_a_mistaken_chi2_is_named(answer, name):
+    assert judged("07.4", answer).diagnosis == name
+
+
 def test_noise_of_ones_own_is_told_whatever_it_is():
     def chi2(z, y, variance, observe, prior):
         noise = jax.random.normal(jax.random.key(11), (len(z), *y.shape))
@@ -251,13 +389,21 @@ def test_noise_of_ones_own_is_told_whatever_it_is():
     ("answer", "name"),
     [
         (lambda p, q: weighed(jnp.exp(p - q)), "unstable"),
-        (lambda p, q: weighed(jnp.exp(p - q - jnp.mean(p - q))), "mean_subtracted"),
+        (lambda p, q: weighed(jnp.exp(p - q - jnp.mean(p - q))), "not_the_largest_subtracted"),
+        (lambda p, q: weighed(jnp.exp(p - q - jnp.min(p - q))), "not_the_largest_subtracted"),
+        (lambda p, q: weighed(p - q), "scaled_logarithms"),
         (lambda p, q: weighed(jax.nn.softmax(q - p)), "inverse_ratio"),
         (lambda p, q: (jax.nn.softmax(p - q), weighed(jax.nn.softmax(p))[1]), "value"),
     ],
 )
 def test_a_mistaken_weight_is_named(answer, name):
     assert judged("07.5", lambda log_joint, log_q: answer(log_joint, log_q)).diagnosis == name
+
+
+def around_the_median(samples, level):
+    middle = jnp.median(samples, axis=1)
+    reach = jnp.quantile(jnp.abs(samples - middle[:, None]), level, axis=1)
+    return middle - reach, middle + reach
 
 
 def weighed(weights):
@@ -278,6 +424,11 @@ def weighed(weights):
         ),
         (lambda s, p: tuple(jnp.percentile(s, jnp.array([16.0, 84.0]), axis=1)), "level_ignored"),
         (lambda s, p: (s.min(axis=1), s.max(axis=1)), "whole_range"),
+        (
+            lambda s, p: (jnp.quantile(s, 0.5 - p, axis=1), jnp.quantile(s, 0.5 + p, axis=1)),
+            "level_on_either_side",
+        ),
+        (lambda s, p: around_the_median(s, p), "around_the_median"),
     ],
 )
 def test_a_wrong_interval_is_named(ends, name):
@@ -286,3 +437,27 @@ def test_a_wrong_interval_is_named(ends, name):
         return (low <= truth) & (truth <= high)
 
     assert judged("07.6", covered).diagnosis == name
+
+
+def test_a_mean_over_the_coordinates_is_not_called_numbers():
+    def covered(samples, truth, level):
+        return RIGHT["07.6"][0](samples, truth, level).mean(1)
+
+    assert judged("07.6", covered).diagnosis == "fraction_of_coordinates"
+
+
+# --- words -----------------------------------------------------------------------------------
+
+
+def test_several_things_have_and_are():
+    def importance(change):
+        return lambda log_joint, log_q: change(*RIGHT["07.5"][0](log_joint, log_q))
+
+    says = judged("07.5", importance(lambda w, f: (w[:, None], f))).says
+    assert says.startswith("The weights of `importance` have shape (6, 1)")
+    says = judged("07.5", importance(lambda w, f: (w + w**2, f))).says
+    assert says == "The weights of `importance` have the wrong values."
+    says = judged("07.5", importance(lambda w, f: (w, f + f**2))).says
+    assert says == "The effective fraction of `importance` has the wrong value."
+    says = judged("07.5", importance(lambda w, f: (3 * w, f))).says
+    assert says == "The weights of `importance` are 3 times the right values, always."

@@ -21,11 +21,13 @@ from tensorflow_probability.substrates import jax as tfp
 from .engine import Spec, Suspect, namespace
 from .tools import (
     Prior,
+    as_array,
     compiled,
     in_numpy,
     is_array,
     judged_alone,
     ours,
+    outside_jit,
     pair,
     slope,
     through_blur,
@@ -198,6 +200,7 @@ class _Density(NamedTuple):
     log_det: Any  # (n,)
     log_det_at_x: Any
     inverse_at_eps: Any  # log-det of the inverse, at eps
+    pulled: Any  # eps through the inverse (n, d)
 
 
 @jax.jit
@@ -209,6 +212,7 @@ def _density(eps, bijector):
         bijector.forward_log_det_jacobian(eps, 1),
         bijector.forward_log_det_jacobian(x + 0.0, 1),
         bijector.inverse_log_det_jacobian(eps + 0.0, 1),
+        bijector.inverse(eps + 0.0),
     )
 
 
@@ -340,6 +344,24 @@ _SAMPLE = Spec(
             "Multiply the constant by d = `eps.shape[-1]`.",
         ),
         Suspect(
+            "constant_of_a_plane",
+            _from_density(lambda p: -0.5 * (p.eps**2).sum(-1) - np.log(2 * np.pi) - p.log_det),
+            "The constant of the Gaussian is that of two dimensions.",
+            "The toys live in a plane, d = 2; the galaxy has 33 latents.",
+            "Subtract d/2 · ln 2π with d = `eps.shape[-1]`.",
+        ),
+        Suspect(
+            "constant_per_sample",
+            _from_density(
+                lambda p: (
+                    -0.5 * (p.eps**2).sum(-1) - 0.5 * len(p.eps) * np.log(2 * np.pi) - p.log_det
+                )
+            ),
+            "The constant of the Gaussian counts the samples, not the coordinates.",
+            "The density of one sample would change with how many are drawn beside it.",
+            "Subtract d/2 · ln 2π with d = `eps.shape[-1]`, not `eps.shape[0]`.",
+        ),
+        Suspect(
             "constant_sign",
             _from_density(lambda p: _normals(p.eps).sum(-1) + _D * np.log(2 * np.pi) - p.log_det),
             "The constant of the Gaussian has the wrong sign.",
@@ -383,6 +405,13 @@ _SAMPLE = Spec(
             "Use `forward_log_det_jacobian(eps, 1)`.",
         ),
         Suspect(
+            "gaussian_of_all",
+            _from_density(lambda p: _normals(p.eps).sum() - p.log_det),
+            "Every sample gets the Gaussian of all samples together.",
+            "How likely the noise of one sample is says nothing of another.",
+            "Sum over the last axis only, `axis=-1`.",
+        ),
+        Suspect(
             "per_coordinate",
             _from_density(lambda p: _normals(p.eps) - p.log_det[:, None]),
             "You return a log density for each coordinate, (n, d).",
@@ -408,6 +437,13 @@ _SAMPLE = Spec(
             _from_density(_right_log_q, x=lambda p: p.eps),
             "You return the noise, not the samples.",
             "The guide would never be looked at: the posterior would be a standard Gaussian.",
+            "Return `bijector.forward(eps)`.",
+        ),
+        Suspect(
+            "inverse_returned",
+            _from_density(_right_log_q, x=lambda p: p.pulled),
+            "The samples are made with the inverse of the bijector.",
+            "The inverse turns samples into noise. The guide makes samples out of noise.",
             "Return `bijector.forward(eps)`.",
         ),
         Suspect(
@@ -468,9 +504,11 @@ _MEAN_LIMIT, _SIZE_LIMIT, _KURTOSIS_LIMIT, _NATS_LIMIT = 0.1, 0.08, 0.6, 0.25
 
 _ELBO_LABELS = (
     "bound",
+    "mean of logarithms (0 no, 1 yes)",
+    "log_joint at the samples (0 at the noise, 1 yes, 2 at their mean)",
     "share of log_joint",
     "share of log q",
-    "log q at the samples of log_joint (0 no, 1 yes)",
+    "log q at the samples of log_joint (0 no, 1 yes, 2 but for the density of the noise)",
     "other noise for another key (0 no, 1 yes)",
     "samples with noise of their own (0 no, 1 yes)",
     "coordinates with noise of their own (0 no, 1 yes)",
@@ -522,6 +560,8 @@ def _seen(target, guide, x):
         "one": jnp.ones(len(x)),
         "target": target.log_prob(x),
         "log q": log_q(x),
+        "x": x,
+        "products of x": x[:, :, None] * x[:, None, :],
         "eps": eps,
         "products": eps[:, :, None] * eps[:, None, :],
         "fourth": eps**4,
@@ -558,6 +598,8 @@ def _elbo_cases(rng):
             "one": np.zeros(1),
             "target": np.zeros(1),
             "log q": np.zeros(1),
+            "x": np.zeros((1, _D)),
+            "products of x": np.zeros((1, _D, _D)),
             "eps": np.zeros((1, _D)),
             "products": np.zeros((1, _D, _D)),
             "fourth": np.zeros((1, _D)),
@@ -605,28 +647,52 @@ def _bounds(function, arguments):
     found = dict(zip(_ELBO_LABELS, _RIGHT_BOUND, strict=True))
     if not np.isfinite(first[0]):
         return first[0], *_RIGHT_BOUND[1:]
-    _fill(found, first, other)
+    _fill(found, bijector, first, other)
     return tuple(found.values())
 
 
 _RIGHT_BOUND = (0.0, *(1.0,) * (len(_ELBO_LABELS) - 1))
 
 
-def _fill(found, first, other):
+def _mean_of(guide):
+    """The mean of the samples (d,)."""
+    y = _OTHERS * guide.push
+    return y + y @ np.tril(guide.lower, -1).T + guide.offset
+
+
+def _fill(found, guide, first, other):
     """Fill in what differs from the right values, up to where nothing more can be measured."""
     value, seen, slopes = first
-    (_, joint, entropy, same, fresh, samples, coordinates, gaussian, size, gradient) = _ELBO_LABELS
-    share = found[joint] = seen["one"]
+    (_, logarithms, points, joint, entropy, same, *of_noise, size, gradient) = _ELBO_LABELS
+    fresh, samples, coordinates, gaussian = of_noise
+    share = seen["one"]
+    # The derivative of a mean of exponentials is that mean.
+    if share > 0.0 and all(np.isclose(v, s["one"], 1e-4, 0.0) for v, s, _ in (first, other)):
+        found[logarithms] = 0.0
+        return
     if abs(share) < 1e-4:
         found[joint] = 0.0
         return
-    seen, seen_later = ({k: v / s["one"] for k, v in s.items()} for s in (seen, other[1]))
+    found[joint] = share
+    looks = seen, seen_later = [{k: v / s["one"] for k, v in s.items()} for s in (seen, other[1])]
+    if all(_is_standard(look) for look in looks):
+        found[points], found[joint] = 0.0, 1.0
+        return
+    if all(_is_one_point(look, _mean_of(guide)) for look in looks):
+        found[points], found[joint] = 2.0, 1.0
+        return
     rest = value - share * seen["target"]  # without log_joint
-    excess = rest / share + seen["log q"]
+    excesses = [
+        v / share - look["target"] + look["log q"]
+        for v, look in zip((value, other[0]), looks, strict=True)
+    ]
+    excess = max(excesses, key=abs)
     if abs(excess) > _NATS_LIMIT:
         found[entropy] = -rest / seen["log q"]
     elif abs(excess) > 2e-3:
-        found[same] = 0.0
+        # What -log N(eps) has more than its mean, if that stands in its place.
+        scatter = [0.5 * (_D - np.trace(look["products"])) for look in looks]
+        found[same] = 2.0 if np.allclose(excesses, scatter, rtol=0.0, atol=5e-4) else 0.0
         found[entropy] = share
     else:
         found[entropy] = share
@@ -652,6 +718,21 @@ def _fill(found, first, other):
         found[size] = np.round(width, 1)
     if all(found[label] == 1.0 or abs(found[label] - 1.0) < 1e-4 for label in _ELBO_LABELS[1:-1]):
         found[gradient] = _which_slope(_numbers_of(slopes.rows()), *seen["slopes"])
+
+
+def _is_standard(look):
+    """Whether log_joint is taken at points that are standard Gaussian: at the noise."""
+    return (
+        np.abs(look["x"]).max() < _MEAN_LIMIT
+        and np.abs(look["products of x"] - np.eye(_D)).max() < 2 * _MEAN_LIMIT
+    )
+
+
+def _is_one_point(look, place):
+    """Whether log_joint is taken at one point alone, which is this one but for its scatter."""
+    spread = np.diag(look["products of x"]) - look["x"] ** 2
+    near = np.abs(look["x"] - place).max() < 0.5
+    return near and np.abs(look["eps"]).max() > 1e-3 and spread.max() < 1e-3
 
 
 def _which_slope(mine, of_target, of_log_det, of_samples):
@@ -680,6 +761,10 @@ class _Sizes(NamedTuple):
     column: float = 0.0  # one number for all coordinates
     uniform: float = 0.0
     twice: float = 0.0  # log q at noise of its own
+    closed: float = 0.0  # the mean log density of the noise in place of its values
+    at_noise: float = 0.0  # log_joint there
+    at_mean: float = 0.0  # log_joint at the mean of the samples
+    raised: float = 0.0  # the mean of exponentials
     cut_x: float = 0.0
     cut_q: float = 0.0
 
@@ -695,11 +780,15 @@ def _mistaken_elbo(key, bijector, log_joint, shape, *sizes):
     eps = mixed(m.shared, eps[:1], mixed(m.column, eps[:, :1], eps))
     x = bijector.forward(eps)
     again = mixed(m.twice, jax.random.normal(jax.random.fold_in(key, 1), shape), eps)
-    log_q = _log_normal(again) - bijector.forward_log_det_jacobian(again, 1)
+    log_noise = mixed(m.closed, -0.5 * shape[1] * (1 + jnp.log(2 * jnp.pi)), _log_normal(again))
+    log_q = log_noise - bijector.forward_log_det_jacobian(again, 1)
     x = mixed(m.cut_x, jax.lax.stop_gradient(x), x)
+    x = mixed(m.at_noise, eps, mixed(m.at_mean, jnp.mean(x, axis=0, keepdims=True), x))
     log_q = mixed(m.cut_q, jax.lax.stop_gradient(log_q), log_q)
     terms = m.joint * log_joint(x) + m.log_q * log_q
-    mean = jnp.mean(terms) * (1.0 + m.factor * (shape[0] - 1.0))
+    # Where they are not raised the exponential must not overflow: its gradient would be NaN.
+    averaged = jnp.where(m.raised > 0.0, jnp.exp(m.raised * terms), terms)
+    mean = jnp.mean(averaged) * (1.0 + m.factor * (shape[0] - 1.0))
     return jnp.where(m.inside > 0.0, jax.nn.logsumexp(terms) - jnp.log(shape[0]), mean)
 
 
@@ -761,6 +850,37 @@ _ELBO = Spec(
             "Use `jnp.mean`.",
         ),
         Suspect(
+            "mean_over_coordinates",
+            _elbo_with(factor=(1.0 / _D - 1.0) / (_SHAPE[0] - 1.0)),
+            "The mean is taken over the coordinates too: it is divided by n · d.",
+            "Each sample has one log density, that of all of its coordinates together: there are n "
+            "numbers to average.",
+            "Divide by n = `shape[0]`, or use `jnp.mean`.",
+        ),
+        Suspect(
+            "exponential",
+            _elbo_with(raised=1.0),
+            "This is the mean of exp(log_joint - log q), not of the logarithms.",
+            "That estimates the evidence itself. For a galaxy it overflows or is zero, and a few "
+            "samples decide it.",
+            "Leave out the exponential.",
+        ),
+        Suspect(
+            "at_the_noise",
+            _elbo_with(at_noise=1.0),
+            "log_joint is taken at the noise, not at the samples x.",
+            "Its value would not change with the guide, and the data would not be felt.",
+            "Use log_joint(x).",
+        ),
+        Suspect(
+            "at_the_mean",
+            _elbo_with(at_mean=1.0),
+            "log_joint is taken at the mean of the samples.",
+            "Nothing then holds the samples together: width is rewarded, and only the mean of the "
+            "guide feels the data.",
+            "Take log_joint of each sample, then the mean: `jnp.mean(log_joint(x) - log_q)`.",
+        ),
+        Suspect(
             "log_of_mean",
             _elbo_with(inside=1.0),
             "The mean is taken inside of the logarithm.",
@@ -780,7 +900,8 @@ _ELBO = Spec(
             _elbo_with(fixed=1.0),
             "The noise is the same for every key.",
             "Every step would see the same samples, and the guide would fit these few, not the "
-            "posterior between them: a MAP in disguise. Noise must be new at every step.",
+            "posterior between them: if there is one, it sits at the mode, and the width grows "
+            "without end. Noise must be new at every step.",
             "Draw with the `key` that is passed in.",
         ),
         Suspect(
@@ -818,6 +939,14 @@ _ELBO = Spec(
             "The mean is right, but the scatter of the two no longer cancels: for a perfect guide "
             "the difference is a constant, and its noise zero.",
             "Call `sample_and_log_prob` once, and use both of its results.",
+        ),
+        Suspect(
+            "closed_entropy",
+            _elbo_with(closed=1.0),
+            "The entropy of the noise is taken in closed form.",
+            "That is the right mean, but its scatter no longer cancels that of log_joint: where "
+            "q = p, the difference of the two should be a constant, and its noise zero.",
+            "Subtract log q of the same samples, the density of their noise included.",
         ),
         Suspect(
             "all_stopped",
@@ -974,12 +1103,17 @@ def _log_joints(function, arguments):
     if not masked or value.shape != (len(z),):
         return value, 0.0, 0.0, 0.0, 1.0
     data, model = _masked_count(answer, arguments, value)
-    right = np.float64(compiled("log_joint", _reference("log_joint"))(*arguments))
+    right_at = compiled("log_joint", _reference("log_joint"))
+    right = np.float64(right_at(*arguments))
     with np.errstate(invalid="ignore"):
         offset = (value - right) / masked
     # Of a made-up variance from e^-14 to e^14, with or without 2π.
     same = np.isfinite(offset).all() and np.allclose(offset, offset[0], 1e-3, 1e-4)
     constant = float(same and 1e-3 < abs(offset[0]) < 16 and not (data or model))
+    if constant:  # of the masked pixels, if it is not there where none is masked
+        whole = (*arguments[:2], np.where(np.isinf(variance), np.float32(1.0), variance))
+        whole = (*whole, *arguments[3:])
+        constant = float(np.allclose(answer(*whole), right_at(*whole), 1e-4, 1e-3))
     if np.isfinite(value).all() and (data or model or constant):
         return right, data, model, constant, 1.0
     gradient = 0.0
@@ -1288,8 +1422,8 @@ _LOG_JOINT = Spec(
 
 def _predictive(function, arguments):
     """chi^2; whether masked pixels count; and whether equal samples have equal chi^2."""
-    answer = compiled("predictive_chi2", function)
-    value = answer(*arguments)
+    answer = outside_jit(function)
+    value = as_array(answer(*arguments))
     if not is_array(value):
         return value
     value = np.asarray(value)
@@ -1334,8 +1468,9 @@ _PREDICTIVE = Spec(
     ),
     atol=1e-4,
     rtol=1e-4,
-    insight="A posterior whose samples all have χ² near 1 explains the data; far above, the model "
-    "or the noise is wrong. It cannot tell whether the posterior is too wide or too narrow.",
+    insight="A posterior whose samples all have χ² near 1 explains the data. Far above 1, the "
+    "model or the noise is wrong, or the posterior is much too wide. One that is too narrow hardly "
+    "shows: for one galaxy the shift is below the scatter of the noise.",
     suspects=(
         Suspect(
             "mean_image",
@@ -1394,6 +1529,29 @@ _PREDICTIVE = Spec(
             "Divide by the number of used pixels.",
         ),
         Suspect(
+            "not_squared",
+            _counted(lambda v: (v.used * (v.y - v.mean) / np.sqrt(v.variance)).sum((-2, -1))),
+            "The residuals are not squared: those of either sign cancel.",
+            "Their mean is near zero for many a bad fit.",
+            "Square the differences.",
+        ),
+        Suspect(
+            "half",
+            _counted(lambda v: 0.5 * _chi2(v)),
+            "You return half of χ².",
+            "The 1/2 belongs to the logarithm of the Gaussian. χ² has none, and is 1 per pixel for "
+            "pure noise.",
+            "Leave out the factor 1/2.",
+        ),
+        Suspect(
+            "pearson",
+            _counted(lambda v: ((v.y - v.mean) ** 2 / v.mean).sum((-2, -1))),
+            "The squared differences are divided by the model, not by the variance.",
+            "That is right for counts of photons, whose variance is their mean. Here `variance` "
+            "says what the noise is.",
+            "Divide by `variance`.",
+        ),
+        Suspect(
             "absolute",
             _counted(lambda v: (v.used * np.abs(v.y - v.mean) / np.sqrt(v.variance)).sum((-2, -1))),
             "The residuals are not squared: these are absolute values.",
@@ -1442,6 +1600,13 @@ _PREDICTIVE = Spec(
             "You return the log-likelihood.",
             "It has no value that it should have; χ² per pixel should be near 1.",
             "Sum the squares over σ², and divide by the number of used pixels.",
+        ),
+        Suspect(
+            "deviance",
+            _counted(lambda v: (v.used * _right_terms(v)).sum((-2, -1))),
+            "This is -2 log p: the logarithm of the normaliser is part of it.",
+            "ln(2π σ²) changes with the unit; χ² per pixel is 1 for pure noise in any.",
+            "Sum the squares over σ² alone.",
         ),
         Suspect(
             "latents_subtracted",
@@ -1496,6 +1661,13 @@ _PREDICTIVE = Spec(
             "Sum over the last two axes only, `axis=(-2, -1)`.",
         ),
         Suspect(
+            "over_samples",
+            _counted(lambda v: (v.used * _misfit(v)).sum(0)),
+            "The sum is over the samples, not over the pixels.",
+            "Axis 0 counts samples: this is a map, and says of no sample whether it fits.",
+            "Sum over the last two axes, `axis=(-2, -1)`.",
+        ),
+        Suspect(
             "per_pixel",
             _counted(lambda v: v.used * _misfit(v)),
             "You return a value for each pixel.",
@@ -1528,7 +1700,7 @@ def _importance_cases(rng):
 
 
 def _weighed(function, arguments):
-    result = compiled("importance", function)(*arguments)
+    result = outside_jit(function)(*arguments)
     if result is None or result is ...:
         return result
     return pair("importance", result, "weights, effective fraction")
@@ -1593,10 +1765,10 @@ _IMPORTANCE = Spec(
             "Subtract the largest log weight before `jnp.exp`, or use `jax.nn.softmax`.",
         ),
         Suspect(
-            "mean_subtracted",
+            "not_the_largest_subtracted",
             _from_the_mean,
-            "The mean log weight is subtracted, not the largest.",
-            "One sample far below the others pulls the mean down, and their exponentials overflow.",
+            "Something other than the largest log weight is subtracted: the mean, or the smallest.",
+            "Samples far above it overflow in the exponential.",
             "Subtract the maximum, or use `jax.nn.softmax`.",
         ),
         Suspect(
@@ -1643,6 +1815,13 @@ _IMPORTANCE = Spec(
             "You return log weights.",
             "They are negative, or beyond all bounds: nothing can be averaged with them.",
             "Exponentiate, after subtracting the largest, and divide by the sum.",
+        ),
+        Suspect(
+            "scaled_logarithms",
+            _weights(lambda found: found / found.sum()),
+            "The logarithms are scaled, not the weights: exponentiate first.",
+            "A weight that is e times as large has one more in its logarithm, not e times as much.",
+            "Use `jax.nn.softmax`, which exponentiates and scales.",
         ),
         Suspect(
             "log_softmax",
@@ -1780,16 +1959,17 @@ def _coverage_cases(rng):
         low, high = (np.take_along_axis(order, ranks + k, axis=1)[:, 0] for k in (0, 1))
         return np.float32(samples), np.float32((low + high) / 2), level
 
-    return {"level 0.68": case(0.68), "level 0.8": case(0.8)}
+    return {"level 0.68": case(0.68), "level 0.4": case(0.4)}
 
 
 def _coverage(function, arguments):
     samples, truth, level = arguments
-    inside = compiled("covered", function, level)(samples, truth)
+    inside = as_array(outside_jit(function, level)(samples, truth))
     if not is_array(inside):
         return inside
     inside = np.asarray(inside)
-    return inside.astype(float), float(inside.dtype == bool)
+    # Of another shape than the truth they are another answer, whose kind does not matter.
+    return inside.astype(float), float(inside.dtype == bool or inside.shape != truth.shape)
 
 
 def _between(low, high):
@@ -1827,6 +2007,12 @@ def _around_mean(half_width):
 
 def _normal_units(level):
     return scipy.stats.norm.ppf(_upper(level))
+
+
+def _reach(samples, level):
+    """The distance (n, d) from the median within which a fraction ``level`` of the samples are."""
+    distances = np.abs(samples - np.median(samples, axis=1, keepdims=True))
+    return np.quantile(distances, level, axis=1)
 
 
 def _then(change):
@@ -1937,6 +2123,23 @@ _COVERED = Spec(
             "Use (1 - level)/2 and (1 + level)/2.",
         ),
         Suspect(
+            "level_on_either_side",
+            _quantiles(lambda level: max(0.5 - level, 0.0), lambda level: min(0.5 + level, 1.0)),
+            "The ends are 0.5 ± level; take 0.5 ± level / 2.",
+            "These hold twice the fraction that is asked for, and everything from 0.5 on.",
+            "Use the quantiles (1 - level)/2 and (1 + level)/2.",
+        ),
+        Suspect(
+            "around_the_median",
+            _between(
+                lambda s, level: np.median(s, axis=1) - _reach(s, level),
+                lambda s, level: np.median(s, axis=1) + _reach(s, level),
+            ),
+            "The interval reaches as far below the median as above it: it is not the central one.",
+            "It holds the right fraction, but of skewed samples it leaves more out at one end.",
+            "Use the quantiles (1 - level)/2 and (1 + level)/2 of the samples themselves.",
+        ),
+        Suspect(
             "half_of_level",
             _quantiles(lambda level: level / 2, lambda level: 1 - level / 2),
             "The ends are the quantiles level/2 and 1 - level/2.",
@@ -2019,6 +2222,13 @@ _COVERED = Spec(
             _then(lambda inside: inside.mean(0)),
             "You return a fraction for each coordinate.",
             "Which objects are missed is worth knowing; the fractions are their mean.",
+            "Return the booleans, (n, d).",
+        ),
+        Suspect(
+            "fraction_of_coordinates",
+            _then(lambda inside: inside.mean(-1)),
+            "You return a fraction for each object: the mean over its coordinates.",
+            "Which coordinates are missed is worth knowing; the fractions are their mean.",
             "Return the booleans, (n, d).",
         ),
         Suspect(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,16 @@ def pair(name: str, result: Any, wanted: str) -> tuple[Any, Any]:
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise Misfit(f"`{name}` returns {describe(result)}; expected ({wanted}).")
     return result[0], result[1]
+
+
+def as_array(result: Any) -> Any:
+    """A list or tuple of numbers, or of rows of them, as an array; anything else as it is."""
+    if isinstance(result, tuple | list) and result:
+        with suppress(Exception):  # of rows of several lengths, or of no numbers
+            array = np.asarray(result)
+            if array.dtype == bool or np.issubdtype(array.dtype, np.number):
+                return array
+    return result
 
 
 def ours(function: Any) -> bool:
@@ -71,6 +81,30 @@ def compiled(name: str, function: Callable, *last: Any) -> Callable:
     return _called(name, function, last, lambda *arguments: _jitted(key, last, *arguments))
 
 
+def outside_jit(function: Callable, *last: Any) -> Callable:
+    """``function`` under jit, or called with numbers where it cannot be traced.
+
+    For exercises that later cells call outside of jit only: NumPy, loops and float() are welcome.
+    ``last`` are its last arguments, which are not traced.
+    """
+    if ours(function):
+        return lambda *arguments: function(*arguments, *last)
+    key, traceable = to_compile(function), True
+
+    def call(*arguments):
+        nonlocal traceable
+        if traceable:
+            try:
+                return _jitted(key, last, *arguments)
+            except _NoArrays as odd:
+                return odd.args[0]
+            except Exception:  # called with numbers it works, or raises what the student would see
+                traceable = False
+        return function(*jax.tree.map(jnp.asarray, arguments), *last)
+
+    return call
+
+
 def traced(name: str, function: Callable, *last: Any) -> Callable:
     """As `compiled`, but nothing is computed: what is returned has shapes and no values."""
     of = functools.partial(_arrays, function, last)
@@ -86,6 +120,11 @@ def _called(name, function, last, run):
             return run(*arguments)
         except _NoArrays as odd:
             return odd.args[0]
+        except jax.errors.NonConcreteBooleanIndexError as error:
+            raise Misfit(
+                f"JAX cannot trace `{name}`: `y[mask]` has a length that depends on values, which "
+                "jit cannot know. Keep all pixels, and choose with `jnp.where`."
+            ) from error
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
             raise Misfit(
                 f"JAX cannot trace `{name}`: it works with numbers, but not under `jax.jit`, where "
