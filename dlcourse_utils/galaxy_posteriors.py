@@ -122,8 +122,8 @@ def _residuals(u, y, variance, operator, prior):
 
 
 @jax.jit
-def _rough_start(y, prior):
-    return prior.to_base(y)[0]
+def _to_base(z, prior):
+    return prior.to_base(z)[0]
 
 
 def laplace(
@@ -152,7 +152,7 @@ def laplace(
     n, variance = len(y), np.broadcast_to(variance, y.shape)
     y = np.where(np.isfinite(variance), y, np.float32(0.0))
     rng = np.random.default_rng(seed)
-    first = np.asarray(_rough_start(galaxy_prior.rough_start(y), prior))[:, None]
+    first = np.asarray(_to_base(galaxy_prior.rough_start(y), prior))[:, None]
     others = _SPREAD * rng.normal(size=(n, starts - 1, DIM))
     u = np.concatenate([first, others], axis=1).reshape(-1, DIM)
     found = newton.minimise(

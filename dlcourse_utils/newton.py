@@ -145,8 +145,8 @@ def minimise(
         path = []
         for step in range(steps):
             if step % every == 0:
-                curvature = _curvature(residuals, state[0], part, shared)
-            state = _step(objective, gradient, state, curvature, part, shared)
+                now = _curvature(residuals, state[0], part, shared)
+            state = _step(objective, gradient, state, now, part, shared)
             path.append(np.asarray(state[1]))
             if step >= _WINDOW and (path[-1 - _WINDOW] - path[-1] < _SETTLED).all():
                 break

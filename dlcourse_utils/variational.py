@@ -73,11 +73,15 @@ def train(
     the message names the step, and ``last_good`` holds the parameters of the last look, at most 25
     steps before.
     """
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, (int, np.integer)) or steps < 1:
         raise VariationalError(f"steps must be a whole number of at least 1; got {steps!r}.")
-    if shape := jax.eval_shape(elbo, params, key, *data).shape:
+    if any(not 0 <= step < steps for step in keep):
+        raise VariationalError(f"keep must name steps from 0 to {steps - 1}; got {keep}.")
+    value = jax.eval_shape(elbo, params, key, *data)
+    if getattr(value, "shape", None) != ():
+        found = f"has shape {value.shape}" if hasattr(value, "shape") else f"is {value}"
         raise VariationalError(
-            f"The ELBO must be one number, it has shape {shape}: take the mean over samples."
+            f"The ELBO must be one number, it {found}: take the mean over samples."
         )
     params = jax.tree.map(jnp.asarray, params)
     state = jax.jit(optimizer.init)(params)

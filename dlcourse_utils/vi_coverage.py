@@ -6,18 +6,22 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dlcourse_utils import registry
+from dlcourse_utils import registry, telescope
 from dlcourse_utils.errors import CourseError
 
 GROUPS = ("prior", "simulator", "hubble")
 SAMPLES = 255  # among which a truth has its rank
 SEED = 207  # of the galaxies: `galaxy_posteriors.draw` with this key gives those of the prior
 _RANKS = {"latents": 33, "pixels": 441}
+# Of the ranked pixels, (441,): those within 0.75 arcsec of the middle of the image.
+_OFFSET = telescope.SURVEY_PIXEL * (np.arange(21) - 10)
+CENTRE = (np.hypot(_OFFSET[:, None], _OFFSET) < 0.75).ravel()
 
 
 class CoverageError(CourseError):
@@ -78,7 +82,7 @@ def load(path: Path | None = None) -> dict[str, Group]:
         if stored["seed"] != SEED:
             raise ValueError(f"its seed is {stored['seed']}, not {SEED}")
         return {name: _group(stored, name) for name in GROUPS}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise CoverageError(
             f"{path} is no file of ranks ({error}): take a fresh copy of the course, or make it "
             "again with scripts/make_vi_coverage.py."

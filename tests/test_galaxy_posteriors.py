@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from dlcourse_utils import galaxy_posteriors, galaxy_prior, paths, registry, telescope
+from dlcourse_utils import diagnostics, galaxy_posteriors, galaxy_prior, paths, registry, telescope
 from dlcourse_utils.diagnostics import double_precision
 from dlcourse_utils.galaxy_posteriors import CHAINS, DRAWS, References
 from dlcourse_utils.galaxy_prior import DIM, GalaxyPrior
@@ -22,7 +22,6 @@ KEY = jax.random.key(70)
 SIGMA = 3.0 * telescope.NOISE
 MASK = np.s_[12:18, 11:17]
 DEEP, MASKED = 6, 7
-SLOW = 4  # the chains of this one mix less well
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +107,10 @@ def test_modes_are_those_of_scipy_in_double_precision(stored, prior, operator, f
             for start in (here, stored.truth[row].astype(float)):
                 best = optimize.minimize(objective, start, jac=True, options={"maxiter": 300})
                 assert laplace.value[k] < best.fun + 0.05
-            # In units of the posterior's width: a flat valley may be long.
-            gap = np.linalg.solve(laplace.factor[k].astype(float), best.x - here)
-            assert np.abs(gap).max() < 0.5
+                if start is here:
+                    # In units of the posterior's width: 0.05 nats below is 0.3 of it.
+                    gap = np.linalg.solve(laplace.factor[k].astype(float), best.x - here)
+                    assert np.linalg.norm(gap) < 0.4
 
 
 @pytest.mark.usefixtures("fresh_orders")
@@ -212,9 +212,7 @@ def test_stored_shapes_and_bands(stored):
     assert all(
         np.isfinite(a).all() for n, a in stored._asdict().items() if n not in ("names", "variance")
     )
-    good = np.arange(8) != SLOW
-    assert np.all(stored.r_hat[good] <= 1.01) and np.all(stored.ess[good] >= 400)
-    assert stored.r_hat[SLOW] <= 1.05 and stored.ess[SLOW] >= 150
+    assert np.all(stored.r_hat <= 1.01) and np.all(stored.ess >= 400)
     # Trajectories about as long as the posterior is wide, and many of them.
     assert np.all(stored.leapfrogs * stored.step_size > 1.5) and np.all(stored.iterations >= 700)
     assert np.all((stored.acceptance > 0.6) & (stored.acceptance < 0.95))
@@ -257,8 +255,9 @@ def test_truths_lie_where_the_chains_say(stored):
     """Of six galaxies, 198 numbers: the rank of a truth is uniform."""
     rank = np.mean(stored.samples[:DEEP] < stored.truth[:DEEP, None], axis=1)
     inside = np.abs(rank - 0.5) < 0.34
-    # Numbers of one galaxy are correlated: the error is that of a third of them.
-    assert abs(inside.mean() - 0.68) < 4.0 * np.sqrt(0.68 * 0.32 / 66)
+    # Numbers of one galaxy are correlated: the error is that between galaxies, of six.
+    share, error = diagnostics.mean_with_error(inside.mean(axis=1))
+    assert abs(share - 0.68) < 4.0 * error and error < 0.06
 
 
 def test_a_mask_hides_what_is_behind_it(stored, prior, operator):
@@ -284,6 +283,15 @@ def script():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_stored_chains_ran_as_the_script_says(script, stored):
+    for group in script.GROUPS:
+        rows = list(group.rows)
+        assert np.all(stored.in_z[rows] == group.in_z)
+        assert np.all(stored.leapfrogs[rows] == group.leapfrogs)
+        assert np.all(stored.iterations[rows] == group.iterations)
+    assert sorted(row for group in script.GROUPS for row in group.rows) == list(range(8))
 
 
 def test_the_script_makes_the_stored_observations(script, stored, prior, operator):

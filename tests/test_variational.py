@@ -10,7 +10,7 @@ import scipy.stats
 from dlcourse_utils import galaxy_prior, variational
 from dlcourse_utils.galaxy_prior import DIM
 
-TRUE_MEAN, TRUE_STD = np.array([1.0, -2.0, 0.5]), np.array([0.5, 2.0, 1.0])
+TRUE_MEAN, TRUE_STD = np.array([1.0, -2.0, 0.5]), np.array([0.5, 2.0, 1.5])
 
 
 def gaussian_elbo(params, key, mean, std):
@@ -68,6 +68,15 @@ def test_one_compilation_serves_many_posteriors():
     first = len(traced)
     train(counted, data=(DATA[1], DATA[0]), steps=3)
     assert len(traced) == first > 0
+
+
+def test_numpy_counts_are_counts_and_steps_to_keep_must_exist():
+    assert train(steps=np.int64(3), keep=(2,)).bound.shape == (3,)
+    for keep in ((3,), (-1,)):
+        with pytest.raises(variational.VariationalError, match="keep must name steps from 0 to 2"):
+            train(steps=3, keep=keep)
+    with pytest.raises(variational.VariationalError, match="must be one number, it is"):
+        train(lambda params, key, mean, std: (0.0, params), steps=3)
 
 
 def test_keeps_the_parameters_of_the_steps_asked_for():

@@ -164,8 +164,8 @@ class Plane(NamedTuple):
                 f"A share of {cut:.1e} of q lies on the edge of the grid: it goes on outside. Take "
                 "a larger grid, or look why the guide is so wide."
             )
-        # Where q is zero, log q may be -inf; 0 log 0 is 0.
-        return float(np.sum(np.where(q > 0.0, q * (np.where(q > 0.0, log_q, 0.0) - log_p), 0.0)))
+        held = q > 0.0  # elsewhere log q may be -inf; 0 log 0 is 0
+        return float(np.sum(q[held] * (log_q[held] - log_p[held])))
 
     def moments(self, log_p: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """Mean (2,) and covariance (2, 2) of the density with the table log_p (g h,)."""

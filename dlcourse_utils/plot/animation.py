@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 from IPython.display import HTML, display
@@ -32,5 +33,5 @@ def show(frames: Sequence[Image.Image], holds: Sequence[int], alt: str) -> None:
         optimize=False,
     )
     data = base64.b64encode(buffer.getvalue()).decode()
-    page = f'<img alt="{alt}" src="data:image/gif;base64,{data}" style="max-width:100%">'
+    page = f'<img alt="{escape(alt)}" src="data:image/gif;base64,{data}" style="max-width:100%">'
     display(HTML(page))

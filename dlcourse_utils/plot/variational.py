@@ -47,7 +47,9 @@ def gaussians(
     """
     _, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.7), width_ratios=(1.0, 1.15))
     _ellipses(left, *exact, edgecolor=TRUTH, lw=4.5, alpha=0.45, label="exact")
-    for (name, (mean, covariance)), (colour, line, _) in zip(guides.items(), LINES, strict=False):
+    for (name, (mean, covariance)), (colour, line, _) in zip(
+        guides.items(), cycle(LINES), strict=False
+    ):
         _ellipses(left, mean, covariance, edgecolor=colour, ls=line, lw=1.8, label=name)
     mean, spread = exact[0], np.sqrt(np.diag(exact[1]))
     left.set(xlabel=names[0], ylabel=names[1])
@@ -55,7 +57,7 @@ def gaussians(
     left.set(ylim=mean[1] + np.array([-2.8, 2.8]) * spread[1])
     left.legend(fontsize=9, loc="upper right")
     left.set_title("1 and 2 standard deviations", fontsize=11)
-    for (name, values), (colour, line, _) in zip(curves.items(), LINES, strict=False):
+    for (name, values), (colour, line, _) in zip(curves.items(), cycle(LINES), strict=False):
         steps = np.arange(1, len(values) + 1)
         right.plot(steps, values, color=colour, ls=line, lw=1.3, label=name)
     right.axhline(log_evidence, color=TRUTH, lw=4.5, alpha=0.45, label="log evidence")
@@ -184,7 +186,7 @@ def posterior(
         show(ax, sample, norm=norm)
         ax.set_title(f"sample {i + 1}", fontsize=10)
     scale(axes[0, 0])
-    colour_bar(figure, spread, axes[0], "nJy (arcsinh)")
+    colour_bar(figure, spread, axes[0], "σ, nJy (arcsinh)")
     colour_bar(figure, picture, axes[1], _NJY)
 
 
@@ -380,7 +382,7 @@ def coverage(
     _, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.6), width_ratios=(1.0, 1.35))
     left.plot([0, 1], [0, 1], color=DATA, lw=0.8)
     right.axhline(0.0, color=DATA, lw=0.8)
-    for (name, shares), (colour, line, marker) in zip(observed.items(), LINES, strict=False):
+    for (name, shares), (colour, line, marker) in zip(observed.items(), cycle(LINES), strict=False):
         look = {"color": colour, "ls": line, "marker": marker, "ms": 5}
         left.plot(levels, shares, label=name, **look)
         right.plot(levels, shares - levels, **look)
@@ -399,7 +401,7 @@ def coverage(
 def weights(cases: Mapping[str, tuple[np.ndarray, float]]) -> None:
     """Importance weights (n,) of each guide, the largest first, and Pareto's k in the legend."""
     _, ax = plt.subplots(figsize=(7, 3.5))
-    for (name, (values, k)), (colour, line, _) in zip(cases.items(), LINES, strict=False):
+    for (name, (values, k)), (colour, line, _) in zip(cases.items(), cycle(LINES), strict=False):
         ordered = np.sort(values)[::-1] * len(values)
         fraction = len(values) / np.sum(ordered**2)
         label = f"{name}: k = {k:.2f}, effective {100 * fraction:.1f} %"
