@@ -335,9 +335,14 @@ def _suspect(spec: Spec, got: Results, expected: Results, cases: dict) -> Suspec
     """The suspect who explains most of the wrong labels, in every case; None if there is none."""
     explained = {}
     for suspect in spec.suspects:
-        theirs = _run(spec, suspect.wrong, cases)
-        labels = {label for _, label in _different(spec, theirs, expected)}
-        if not labels & {label for _, label in _different(spec, got, theirs)}:
+        labels, unlike = set(), set()
+        for case, arguments in cases.items():
+            theirs = _run(spec, suspect.wrong, {case: arguments})
+            labels |= {label for _, label in _different(spec, theirs, {case: expected[case]})}
+            unlike |= {label for _, label in _different(spec, got, theirs)}
+            if labels & unlike:  # most are ruled out by the first case
+                break
+        else:
             explained[suspect] = len(labels)
     return max(explained, key=explained.__getitem__) if explained else None
 
