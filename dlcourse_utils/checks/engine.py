@@ -358,7 +358,7 @@ def _mismatch(spec: Spec, got: Results, expected: Results, cases: dict) -> Repor
     count = f" (right in {held} of {len(cases)} cases)" if held else ""
     if mine.shape == right.shape:
         index = _worst(mine, right)
-        detail = f"{what}expected {right[index]:.3g}, got {mine[index]:.3g}{count}"
+        detail = f"{what}{_expected_got(right[index], mine[index])}{count}"
     else:
         detail = f"{what}expected shape {right.shape}, got {mine.shape}{count}"
     if suspect := _suspect(spec, got, expected, cases):
@@ -407,17 +407,41 @@ def _signature(spec: Spec, label: str, got: Results, expected: Results) -> tuple
     )
     name = f"`{spec.name}`" if len(spec.labels) == 1 else f"the {label} of `{spec.name}`"
     name = name[0].upper() + name[1:]
-    usable = np.isfinite(mine) & np.isfinite(right) & (np.abs(right) > 1e-6)
+    finite = np.isfinite(mine) & np.isfinite(right)
+    mine, right = mine[finite], right[finite]
+    usable = np.abs(right) > 1e-6
     if usable.sum() > 1:
-        ratio = mine[usable] / right[usable]
-        if np.allclose(ratio, -1.0, rtol=1e-3):
-            return f"{name} has the wrong sign.", "sign"
-        if np.allclose(ratio, ratio[0], rtol=1e-3):
-            return f"{name} is {ratio[0]:.5g} times the right value, always.", "factor"
-        offset = (mine - right)[usable]
-        if np.allclose(offset, offset[0], rtol=1e-3, atol=1e-4):
-            return f"{name} is off by {offset[0]:.3g}, always.", "offset"
+        factor = np.median(mine[usable] / right[usable])
+        if _explains(factor * right, mine, right, _tolerance(spec, label)):
+            if abs(factor + 1.0) < 1e-3:
+                return f"{name} has the wrong sign.", "sign"
+            return f"{name} is {_times(factor)}, always.", "factor"
+        offset = np.median(mine - right)
+        if _explains(right + offset, mine, right, 1e-4):
+            return f"{name} is off by {offset:.3g}, always.", "offset"
     return f"{name} has the wrong value.", "value"
+
+
+def _explains(guess: np.ndarray, mine: np.ndarray, right: np.ndarray, atol: float) -> bool:
+    """Whether ``guess`` is what was returned, and leaves next to nothing of the difference."""
+    left, difference = np.abs(mine - guess), np.abs(mine - right)
+    return np.allclose(mine, guess, rtol=1e-3, atol=atol) and left.max() < 0.1 * difference.max()
+
+
+def _times(factor: float) -> str:
+    text = f"{factor:.5g}"
+    if text == "1":
+        return f"{100.0 * abs(factor - 1.0):.2g} % too {'large' if factor > 1.0 else 'small'}"
+    return f"{text} times the right value"
+
+
+def _expected_got(right: float, mine: float) -> str:
+    """Both values, with as many digits as it takes to tell them apart."""
+    for digits in (3, 5, 7, 9):
+        texts = [f"{value:.{digits}g}" for value in (right, mine)]
+        if texts[0] != texts[1]:
+            break
+    return "expected {}, got {}".format(*texts)
 
 
 def _gradient(spec: Spec, answer: Callable, reference: Callable, cases: dict) -> Report | None:
@@ -446,7 +470,7 @@ def _gradient(spec: Spec, answer: Callable, reference: Callable, cases: dict) ->
         f"The value of `{spec.name}` is right, but its gradient is not.",
         why,
         "Look for stop_gradient, rounding, or a constant where the argument should be.",
-        f"gradient: expected {right[index]:.3g}, got {mine[index]:.3g}",
+        f"gradient: {_expected_got(right[index], mine[index])}",
         diagnosis="gradient",
     )
 
