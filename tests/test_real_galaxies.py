@@ -404,10 +404,12 @@ def test_offline_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.delenv("DLCOURSE_DATA", raising=False)
     monkeypatch.setattr(paths, "user_dir", lambda: tmp_path)
     monkeypatch.setattr(registry, "_transfer", no_network)
-    loaders = real_galaxies.load_hst, real_galaxies.load_hsc, real_galaxies.load_sersic_fits
-    for load in loaders:
+    for load in (real_galaxies.load_hsc, real_galaxies.load_sersic_fits):
         with pytest.raises(registry.OfflineError, match="the lesson goes on without it"):
             load()
+    with pytest.raises(registry.OfflineError, match="the lesson goes on without them") as caught:
+        real_galaxies.load_hst()
+    assert all(name in str(caught.value) for name in real_galaxies._HST_FILES)
 
 
 # --- the real files ---------------------------------------------------------------------------
