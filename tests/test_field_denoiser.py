@@ -1,8 +1,5 @@
 """The denoiser of log-normal fields: its symmetries, what its weights reach, and bad files."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +10,6 @@ from dlcourse_utils.datasets import random_fields
 from dlcourse_utils.field_denoiser import SIZE, FieldDenoiser, FieldDenoiserError
 from dlcourse_utils.weights import WeightsError
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train_field_denoiser.py"
 KEY = jax.random.key(50)
 DENOISE = jax.jit(FieldDenoiser().apply)
 COUNT = 256
@@ -31,11 +27,8 @@ def fields():
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_field_denoiser", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("train_field_denoiser")
 
 
 def noisy(fields, sigma):

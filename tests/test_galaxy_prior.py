@@ -3,9 +3,6 @@
 Weights of the first part are random, so that every term counts.
 """
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +17,6 @@ from dlcourse_utils.galaxy_prior import DIM, SHAPE, GalaxyPrior, GalaxyPriorErro
 from dlcourse_utils.telescope import TelescopeError
 from dlcourse_utils.weights import WeightsError
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train_galaxy_prior.py"
 KEY = jax.random.key(33)
 
 to_base, from_base, log_prob, decode, encode = (
@@ -257,11 +253,8 @@ def test_a_rough_start_where_all_is_masked_is_finite(stamps):
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_galaxy_prior", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("train_galaxy_prior")
 
 
 @pytest.fixture(scope="module")
