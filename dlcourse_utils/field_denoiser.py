@@ -12,7 +12,6 @@ with a weight outside of 0 to 1, so a peak higher than all seen in training is n
 
 from __future__ import annotations
 
-from numbers import Real
 from pathlib import Path
 
 import flax.linen as nn
@@ -53,6 +52,22 @@ def _prior(n: int) -> tuple[np.ndarray, np.ndarray]:
     return power, (bumps / bumps.sum(axis=0)).astype(np.float32)
 
 
+def _check_sigma(sigma: float | jax.Array, n: int) -> None:
+    if jnp.size(sigma) not in (1, n):
+        raise FieldDenoiserError(
+            f"sigma must be one number or one for each of {n} fields, got {jnp.size(sigma)}."
+        )
+    if isinstance(sigma, jax.core.Tracer):  # in jit its values are not known
+        return
+    values = np.asarray(sigma, dtype=float)
+    bad = values[~((values > 0.0) & (values < np.inf))]
+    if bad.size:
+        raise FieldDenoiserError(
+            f"sigma must be positive and finite, got {bad[0]}: the weights are made for "
+            f"{SIGMAS[0]} to {SIGMAS[1]}."
+        )
+
+
 class FieldDenoiser(nn.Module):
     """D(x, sigma), the mean of the field behind x = field + sigma * noise.
 
@@ -61,7 +76,8 @@ class FieldDenoiser(nn.Module):
     each pixel alone: on a CPU convolutions of the same reach would take far longer. Many fields are
     denoised fastest in blocks of 16 (``jax.lax.map``), whose channels stay in the cache.
 
-    Raises `FieldDenoiserError` for an x of another shape and for a sigma that is not positive.
+    Raises `FieldDenoiserError` for an x of another shape, for another number of sigmas and, outside
+    jit, for a sigma that is not positive and finite.
     """
 
     width: int = 24
@@ -71,11 +87,7 @@ class FieldDenoiser(nn.Module):
     def __call__(self, x: jax.Array, sigma: float | jax.Array) -> jax.Array:
         if x.ndim != 3 or x.shape[1] != x.shape[2]:
             raise FieldDenoiserError(f"x must have shape (b, n, n), got {x.shape}: give a batch.")
-        if isinstance(sigma, Real) and not 0.0 < sigma < np.inf:
-            raise FieldDenoiserError(
-                f"sigma must be positive and finite, got {sigma}: the weights are made for "
-                f"{SIGMAS[0]} to {SIGMAS[1]}."
-            )
+        _check_sigma(sigma, len(x))
         n = x.shape[-1]
         power, bumps = _prior(n)
         half = power[None, None, :, : n // 2 + 1]

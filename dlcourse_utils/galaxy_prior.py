@@ -208,14 +208,34 @@ def _minus_log_posterior(z, prior, y, variance, operator):
     return jax.value_and_grad(of)(z)
 
 
-def rough_start(y: jax.Array) -> np.ndarray:
+def rough_start(y: jax.Array, variance: jax.Array | None = None) -> np.ndarray:
     """Latents z (n, DIM) from which to look for the galaxies in y (n, 21, 21): an average shape
-    with the flux of the image."""
-    zero, unit = _MAGNITUDE
-    flux = np.maximum(np.asarray(y).sum(axis=(1, 2)), 1.0)
+    with the flux of the image.
+
+    A pixel whose ``variance`` (n, 21, 21) or (21, 21) is infinite, or whose y is not finite, is
+    masked: in the flux it counts with the mean of the others at its distance from the centre.
+    """
+    y, zero, unit = np.asarray(y), *_MAGNITUDE
+    used = np.isfinite(y) if variance is None else np.isfinite(y) & np.isfinite(variance)
+    if not used.all():
+        y = np.stack([_fill(*image) for image in zip(y, used, strict=True)])
+    flux = np.maximum(y.sum(axis=(1, 2)), 1.0)
     start = np.zeros((len(flux), DIM), np.float32)
     start[:, SHAPE] = (ZERO_POINT - 2.5 * np.log10(flux) - zero) / unit
     return start
+
+
+def _fill(y: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """An image (s, s) with the mean profile of its ``used`` pixels where the others are."""
+    axis = np.arange(len(y)) - len(y) // 2
+    ring = np.rint(np.hypot(*np.meshgrid(axis, axis))).astype(int)
+    count = np.bincount(ring[used], minlength=ring.max() + 1)
+    known = count > 0
+    if not known.any():
+        return np.zeros_like(y)
+    total = np.bincount(ring[used], y[used], minlength=len(count))
+    profile = np.interp(np.arange(len(count)), np.flatnonzero(known), total[known] / count[known])
+    return np.where(used, y, profile[ring].astype(y.dtype))
 
 
 def most_probable(

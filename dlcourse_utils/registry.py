@@ -11,7 +11,7 @@ import re
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -32,7 +32,14 @@ class RegistryError(CourseError):
 
 
 class OfflineError(RegistryError):
-    """The file is not on this machine and could not be had: a lesson goes on without it."""
+    """The file is not on this machine and could not be had: a lesson goes on without it.
+
+    ``reason`` is the part of the text that says why.
+    """
+
+    def __init__(self, text: str, reason: str = ""):
+        super().__init__(text)
+        self.reason = reason
 
 
 class _Refused(Exception):
@@ -87,11 +94,25 @@ def path(name: str) -> Path:
     Raises `RegistryError` for an unknown name or a damaged shipped file, `OfflineError` when the
     file is not here and cannot be fetched.
     """
-    entry = _registered(name)
-    for _, place in _places(entry):
-        if _matches(place, entry):
-            return place
-    return fetch(name)
+    return _local(_registered(name)) or fetch(name)
+
+
+def paths_of(names: Sequence[str]) -> list[Path]:
+    """Paths of files that are of use only together, as `path` gives them.
+
+    After the first that cannot be fetched no other is tried: one `OfflineError` names all that are
+    not here.
+    """
+    found = {name: _local(_registered(name)) for name in names}
+    for name in names:
+        try:
+            found[name] = found[name] or fetch(name)
+        except OfflineError as error:
+            missing = [_registered(name) for name in names if found[name] is None]
+            if len(missing) == 1:
+                raise
+            raise OfflineError(_offline_together(missing, error.reason)) from None
+    return [found[name] for name in names]
 
 
 def fetch(name: str) -> Path:
@@ -115,7 +136,8 @@ def fetch(name: str) -> Path:
     try:
         _download(entry, target)
     except (_Refused, OSError) as error:
-        raise OfflineError(_offline_text(entry, target, error)) from None
+        reason = _reason(entry, target, error)
+        raise OfflineError(_offline_text(entry, reason), reason) from None
     return target
 
 
@@ -182,6 +204,11 @@ def _places(entry: Entry) -> Iterator[tuple[str, Path]]:
     if folder := os.environ.get("DLCOURSE_DATA"):
         yield "DLCOURSE_DATA", Path(folder).expanduser() / entry.file
     yield "fetched", _cached(entry)
+
+
+def _local(entry: Entry) -> Path | None:
+    """Where the file is on this machine; None if it is nowhere."""
+    return next((place for _, place in _places(entry) if _matches(place, entry)), None)
 
 
 def _cached(entry: Entry) -> Path:
@@ -281,16 +308,34 @@ def _transfer(url: str, sink: _Sink) -> None:
             answer.close()
 
 
-def _offline_text(entry: Entry, target: Path, error: Exception) -> str:
+def _reason(entry: Entry, target: Path, error: Exception) -> str:
     if isinstance(error, OSError):
         reason = f"cannot write to {error.filename or target.parent}: {error.strerror or error}"
     else:
         reason = str(error)
     damaged = [str(place) for _, place in _places(entry) if place.is_file()]
-    also = f"; {damaged[0]} is there, but it is not that file" if damaged else ""
+    return reason + (f"; {damaged[0]} is there, but it is not that file" if damaged else "")
+
+
+def _by_hand(entry: Entry) -> Path:
+    """Where a file may be put that was downloaded by hand."""
     folder = os.environ.get("DLCOURSE_DATA")
-    by_hand = Path(folder).expanduser() / entry.file if folder else target
+    return Path(folder).expanduser() / entry.file if folder else _cached(entry)
+
+
+def _offline_text(entry: Entry, reason: str) -> str:
     return (
-        f"{entry.name} is not on this machine and could not be fetched ({reason}{also}): "
-        f"the lesson goes on without it; to have it, download {entry.url} and save it as {by_hand}."
+        f"{entry.name} is not on this machine and could not be fetched ({reason}): the lesson goes "
+        f"on without it; to have it, download {entry.url} and save it as {_by_hand(entry)}."
+    )
+
+
+def _offline_together(missing: Sequence[Entry], reason: str) -> str:
+    *most, last = (entry.name for entry in missing)
+    folders = dict.fromkeys(str(_by_hand(entry).parent) for entry in missing)
+    return (
+        f"{', '.join(most)} and {last} are not on this machine, and {missing[0].name} could not be "
+        f"fetched ({reason}): the lesson goes on without them; to have them, download each from "
+        "the address that `dlcourse data` shows beside its name, and save it by that name in "
+        f"{' and '.join(folders)}."
     )

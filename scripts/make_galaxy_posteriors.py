@@ -55,7 +55,7 @@ class Group(NamedTuple):
 # Bright galaxies, those that take longer, and faint ones. Number 4 is bright, but in z its
 # posterior has stiff corners, where chains are caught for a while.
 GROUPS = (
-    Group((0, 7), True, 10, 720),
+    Group((0, 7), True, 10, 960),
     Group((1, 6), True, 25, 800),
     Group((2, 3, 5), False, 15, 800),
     Group((4,), False, 40, 800),

@@ -3,15 +3,19 @@
 They act in the process of the tests only: the kernels of notebooks run as a student's do.
 """
 
+import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import matplotlib as mpl
 import pytest
+
+from dlcourse_utils import paths, registry
 
 _HOME = tempfile.mkdtemp(prefix="dlcourse-")
 os.environ["DLCOURSE_HOME"] = _HOME  # kernels inherit it: a person's progress is left alone
@@ -65,3 +69,28 @@ def leaves_globals_alone() -> Iterator[None]:
 def root() -> Path:
     """Root of the checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], ModuleType]:
+    """Import a file of scripts/, which is no package, by its name."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without network on which no file has been fetched."""
+
+    def no_network(url, sink):
+        raise registry._Refused("no connection")
+
+    monkeypatch.delenv("DLCOURSE_DATA", raising=False)
+    monkeypatch.setattr(paths, "user_dir", lambda: tmp_path)
+    monkeypatch.setattr(registry, "_transfer", no_network)

@@ -345,6 +345,39 @@ def test_mistakes_without_a_suspect_get_their_signature(change, sentence):
     assert sentence in said
 
 
+@pytest.mark.parametrize(
+    ("right", "mine", "sentence"),
+    [
+        # Alike but in one place: no factor, least of all 1.
+        ([0.0, 1.0, 2.0, 3.0], [0.5, 1.0, 2.0, 3.0], "has the wrong value"),
+        ([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.002], "has the wrong value"),
+        ([0.0, 1.0, 2.0, 3.0], [0.5, -1.0, -2.0, -3.0], "has the wrong value"),
+        # Errors of both signs, and small: no offset.
+        ([1e3, 2e3, 3e3, 4e3], [1e3 + 5e-5, 2e3 - 5e-5, 3e3 + 5e-5, 4e3], "has the wrong value"),
+        ([1.0, 2.0, 3.0, 4.0], [1.0002, 2.0004, 3.0006, 4.0008], "is 1.0002 times the right"),
+        ([1.0, 2.0, 3.0], [1.00002, 2.00004, 3.00006], "is 0.002 % too large, always"),
+        ([1.0, 2.0, 3.0], [0.99999, 1.99998, 2.99997], "is 0.99999 times the right value, always"),
+        ([1.0, 2.0, 3.0], [0.999998, 1.999996, 2.999994], "is 0.0002 % too small, always"),
+        ([0.0, -1.0, 2.0], [0.25, -0.75, 2.25], "is off by 0.25, always"),
+        ([0.0, -1.0, 2.0], [0.0, 1.0, -2.0], "has the wrong sign"),
+    ],
+)
+def test_a_signature_holds_for_all_values(right, mine, sentence):
+    spec = engine.find("09.1")  # whose tolerances are the tightest
+    got, expected = ({"case": {"value": np.array(values)}} for values in (mine, right))
+    says, _ = engine._signature(spec, "value", got, expected)
+    assert sentence in says
+
+
+def test_values_that_are_nearly_alike_are_told_apart():
+    """Neither "expected 1, got 1" nor "1 times the right value"."""
+    right = reference("09.1")
+    found = engine.judge(engine.find("09.1"), lambda x, s, score: 1.00004 * right(x, s, score))
+    assert "is 0.004 % too large, always" in found.says
+    expected, got = found.detail.split(" (")[0].removeprefix("expected ").split(", got ")
+    assert expected != got and float(got) == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_the_report_says_what_held_as_well():
     right = reference("01.7")
     _, said = checked("01.7", lambda u, level: right(u, 0.68))

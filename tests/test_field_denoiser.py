@@ -1,8 +1,5 @@
 """The denoiser of log-normal fields: its symmetries, what its weights reach, and bad files."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +10,6 @@ from dlcourse_utils.datasets import random_fields
 from dlcourse_utils.field_denoiser import SIZE, FieldDenoiser, FieldDenoiserError
 from dlcourse_utils.weights import WeightsError
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train_field_denoiser.py"
 KEY = jax.random.key(50)
 DENOISE = jax.jit(FieldDenoiser().apply)
 COUNT = 256
@@ -31,11 +27,8 @@ def fields():
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_field_denoiser", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("train_field_denoiser")
 
 
 def noisy(fields, sigma):
@@ -123,11 +116,21 @@ def test_a_peak_beyond_all_training_is_not_blown_up(params):
         ((2, SIZE, 8), 0.1, r"x must have shape \(b, n, n\), got \(2, 32, 8\)"),
         ((2, SIZE, SIZE), 0.0, r"sigma must be positive and finite, got 0\.0"),
         ((2, SIZE, SIZE), float("nan"), "sigma must be positive and finite, got nan"),
+        ((2, SIZE, SIZE), jnp.float32(-0.5), r"sigma must be positive and finite, got -0\.5"),
+        ((2, SIZE, SIZE), jnp.array([0.1, 0.0]), r"sigma must be positive and finite, got 0\.0"),
+        ((2, SIZE, SIZE), np.array([np.nan, 0.1]), "sigma must be positive and finite, got nan"),
+        ((2, SIZE, SIZE), np.array([0.1, np.inf]), "sigma must be positive and finite, got inf"),
+        ((2, SIZE, SIZE), jnp.ones(3), r"one number or one for each of 2 fields, got 3"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence(params, shape, sigma, sentence):
     with pytest.raises(FieldDenoiserError, match=sentence):
         FieldDenoiser().apply(params, jnp.zeros(shape), sigma)
+
+
+def test_levels_that_jit_does_not_know_pass(params):
+    found = DENOISE(params, jnp.zeros((2, SIZE, SIZE)), jnp.array([0.1, -1.0]))
+    assert found.shape == (2, SIZE, SIZE)
 
 
 # --- the script ------------------------------------------------------------------------------

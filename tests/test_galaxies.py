@@ -362,6 +362,12 @@ def test_render_is_differentiable_in_all_parameters():
         (make(2)._replace(radius=np.ones(2)), "radius must be a float32 array, got float64"),
         (make(2)._replace(x=[0.0, 0.0]), "x must be a float32 array, got list"),
         (make(2)._replace(y=np.zeros(3, np.float32)), r"y has shape \(3,\), expected \(2,\)"),
+        (make(2, clump_fraction=1.0), "clumps of galaxy 0 have 4 of its flux, but .* has 1:"),
+        (
+            make(2, clump_fraction=[[0.0] * 4, [0.8, 0.0, 0.0, 0.0]], bar_fraction=0.3),
+            r"clumps of galaxy 1 have 0\.8 of its flux, but its disc without the bar has 0\.7:",
+        ),
+        (make(1, clump_fraction=0.01, sersic=4.5), r"disc without the bar has 0: clump_fraction"),
         (part(make(2), 0), r"magnitude must have shape \(n,\), got \(\)"),
         (
             make(2)._replace(clump_x=np.zeros((2, 3), np.float32)),
@@ -372,6 +378,17 @@ def test_render_is_differentiable_in_all_parameters():
 def test_galaxies_that_cannot_be_are_refused(galaxies, sentence):
     with pytest.raises(ValueError, match=sentence):
         sim.render(galaxies)
+
+
+def test_a_disc_may_be_nothing_but_clumps():
+    """No light is left for the smooth disc, and none is missing or below zero."""
+    half = [[0.5, 0.25, 0.25, 0.0]]
+    galaxy = make(1, clump_fraction=half, clump_x=[[0.4, -0.3, 0.0, 0.0]], clump_y=0.1)
+    image = np.asarray(sim.render(galaxy)[0], dtype=float)
+    assert image.min() >= 0.0
+    assert image.sum() == pytest.approx(float(sim.to_flux(galaxy.magnitude)[0]), rel=1e-3)
+    inside = jax.jit(lambda factor: factor * sim.render(galaxy))(1.0)
+    np.testing.assert_allclose(inside[0], image, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [0, -3, 2.0, "5"])

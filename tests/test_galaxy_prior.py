@@ -3,9 +3,6 @@
 Weights of the first part are random, so that every term counts.
 """
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +17,6 @@ from dlcourse_utils.galaxy_prior import DIM, SHAPE, GalaxyPrior, GalaxyPriorErro
 from dlcourse_utils.telescope import TelescopeError
 from dlcourse_utils.weights import WeightsError
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train_galaxy_prior.py"
 KEY = jax.random.key(33)
 
 to_base, from_base, log_prob, decode, encode = (
@@ -219,15 +215,46 @@ def test_a_rough_start_has_the_flux_of_the_image(prior):
     np.testing.assert_allclose(decode(prior, start).sum(axis=(1, 2)), [882.0, 1.0], rtol=1e-3)
 
 
+@pytest.fixture(scope="module")
+def stamps(operator):
+    """Eight galaxies of the simulator as the telescope sees them, brighter than 22.5, no noise."""
+    bank, images = galaxies.simulate(jax.random.key(39), 60)
+    bright = np.flatnonzero(np.asarray(bank.magnitude) < 22.5)[:8]
+    return np.asarray(telescope.apply(operator, images[bright]))
+
+
+def test_a_rough_start_does_not_count_masked_pixels(stamps):
+    """Their light is made good: 0.75 is the unit of the last latent, in mag."""
+    expected = galaxy_prior.rough_start(stamps)[:, -1]
+    variance = np.ones_like(stamps)
+    variance[:, 11:18, 9:16] = np.inf
+    zeroed, wild = (np.where(np.isfinite(variance), stamps, value) for value in (0.0, 1e4))
+    without = galaxy_prior.rough_start(zeroed)[:, -1]
+    assert np.all(0.75 * (without - expected) > 0.1)
+    found = galaxy_prior.rough_start(zeroed, variance)
+    assert np.abs(0.75 * (found[:, -1] - expected)).max() < 0.15
+    np.testing.assert_array_equal(galaxy_prior.rough_start(wild, variance), found)
+    empty = np.where(np.isfinite(variance), stamps, np.nan)
+    np.testing.assert_array_equal(galaxy_prior.rough_start(empty), found)
+    # The first alone is masked: the others are as without a mask, to the last bit.
+    variance[1:] = 1.0
+    mixed = galaxy_prior.rough_start(np.where(np.isfinite(variance), stamps, 1e4), variance)
+    np.testing.assert_array_equal(mixed[1:, -1], expected[1:])
+    np.testing.assert_array_equal(mixed[0], found[0])
+
+
+def test_a_rough_start_where_all_is_masked_is_finite(stamps):
+    found = galaxy_prior.rough_start(stamps[:1], np.full((21, 21), np.inf))
+    nothing = galaxy_prior.rough_start(np.zeros((1, 21, 21), np.float32))
+    np.testing.assert_array_equal(found, nothing)
+
+
 # --- the script -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_galaxy_prior", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("train_galaxy_prior")
 
 
 @pytest.fixture(scope="module")

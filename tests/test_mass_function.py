@@ -1,14 +1,10 @@
 """The shipped halo mass function: what colossus gives now, in the units that it claims."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from dlcourse_utils import registry
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_mass_function.py"
 HUBBLE, OMEGA_M = 0.6766, 0.3111
 CRITICAL = 2.77536627e11  # Msun / Mpc^3 for h = 1
 
@@ -26,11 +22,9 @@ def test_shapes_and_provenance(stored):
     assert "Tinker et al. (2008" in str(stored["provenance"])
 
 
-def test_colossus_gives_the_same(stored):
+def test_colossus_gives_the_same(stored, load_script):
     pytest.importorskip("colossus", reason="colossus is not installed")
-    spec = importlib.util.spec_from_file_location("make_mass_function", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("make_mass_function")
     log_mass, z = script.grids()
     np.testing.assert_allclose(stored["log_mass"], log_mass, rtol=0, atol=1e-12)
     np.testing.assert_allclose(stored["z"], z, rtol=0, atol=1e-12)

@@ -8,7 +8,7 @@ import pytest
 from astropy.io import fits
 from scipy.ndimage import distance_transform_cdt
 
-from dlcourse_utils import paths, photometry, registry, telescope
+from dlcourse_utils import photometry, registry, telescope
 from dlcourse_utils.datasets import real_galaxies
 from dlcourse_utils.datasets.galaxies import PIXEL, RESOLUTION, SIZE, ZERO_POINT
 from dlcourse_utils.datasets.real_galaxies import HSC_PIXEL, HST_PIXEL, DataFileError
@@ -397,17 +397,13 @@ def test_blends_that_are_cut_off(tmp_path):
     says(lambda: real_galaxies.load_hsc(path), "is not there")
 
 
-def test_offline_is_one_sentence(monkeypatch, tmp_path):
-    def no_network(url, sink):
-        raise registry._Refused("no connection")
-
-    monkeypatch.delenv("DLCOURSE_DATA", raising=False)
-    monkeypatch.setattr(paths, "user_dir", lambda: tmp_path)
-    monkeypatch.setattr(registry, "_transfer", no_network)
-    loaders = real_galaxies.load_hst, real_galaxies.load_hsc, real_galaxies.load_sersic_fits
-    for load in loaders:
+def test_offline_is_one_sentence(offline):
+    for load in (real_galaxies.load_hsc, real_galaxies.load_sersic_fits):
         with pytest.raises(registry.OfflineError, match="the lesson goes on without it"):
             load()
+    with pytest.raises(registry.OfflineError, match="the lesson goes on without them") as caught:
+        real_galaxies.load_hst()
+    assert all(name in str(caught.value) for name in real_galaxies._HST_FILES)
 
 
 # --- the real files ---------------------------------------------------------------------------

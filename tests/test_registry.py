@@ -338,6 +338,30 @@ def test_no_network(course, server):
     assert "no connection to 127.0.0.1" in refused()
 
 
+def test_files_that_belong_together_are_named_together(course, server):
+    names, tables = ("a.bin", "b.bin", "c.bin"), []
+    for name in names:
+        list_file(course, name=name, file=f"sky/{name}", url=server.address + name)
+        tables.append((course / "registry.toml").read_text())
+    (course / "registry.toml").write_text("".join(tables))
+    assert registry.paths_of(["b.bin"]) == [target().with_name("b.bin")]
+    server.behave = send(b"", length=0)
+    before = server.requests
+    with pytest.raises(registry.OfflineError) as caught:
+        registry.paths_of(names)
+    text = str(caught.value)
+    assert text.startswith(
+        "a.bin and c.bin are not on this machine, and a.bin could not be fetched ("
+    )
+    assert "b.bin" not in text and f"save it by that name in {target().parent}." in text
+    assert server.requests == before + 1, "the others would fail in the same way"
+    target().with_name("a.bin").write_bytes(CONTENT)
+    with pytest.raises(registry.OfflineError, match=r"^c\.bin is not on this machine and could"):
+        registry.paths_of(names)
+    server.behave = send()
+    assert registry.paths_of(names) == [target().with_name(name) for name in names]
+
+
 def test_a_name_without_an_address(course):
     list_file(course, url="https://no-such-host.invalid/stars.dat")
     assert "no connection to no-such-host.invalid" in refused()

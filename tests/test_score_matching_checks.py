@@ -131,3 +131,50 @@ def test_noise_of_a_constant_size_is_not_called_by_another_name(size):
         return x + drift + size * gaussian(key, x)
 
     assert judged("09.5", reverse_step).diagnosis == "noise_whatever_next_level"
+
+
+def langevin_with(noise):
+    def langevin_step(key, x, score, step):
+        return x + step * score(x) + jnp.sqrt(2 * step) * noise(key, x)
+
+    return langevin_step
+
+
+def reverse_with(noise):
+    def reverse_step(key, x, sigma, next_sigma, score):
+        delta = sigma**2 - next_sigma**2
+        return x + delta * score(x, sigma) + jnp.sqrt(delta) * noise(key, x)
+
+    return reverse_step
+
+
+STEPS = {"09.4": langevin_with, "09.5": reverse_with}
+# 5 % off in size, or in the mean; and three ways to draw.
+A_LITTLE_WRONG = {
+    "too little": lambda z: 0.95 * z,
+    "too much": lambda z: 1.05 * z,
+    "shifted": lambda z: z + 0.05,
+}
+DRAWS = (
+    gaussian,
+    lambda key, x: gaussian(jax.random.split(key)[1], x),
+    lambda key, x: jax.vmap(lambda k: jax.random.normal(k, (2,)))(jax.random.split(key, len(x))),
+)
+
+
+@pytest.mark.parametrize("change", A_LITTLE_WRONG)
+@pytest.mark.parametrize("id", STEPS)
+def test_noise_that_is_wrong_by_five_per_cent_is_found(id, change):
+    """Limits are six Monte Carlo errors, and these mistakes are five or more beyond them."""
+    for seed in range(6):
+        draw = DRAWS[seed % len(DRAWS)]
+        right = engine.judge(engine.find(id), STEPS[id](draw), seed=seed)
+        assert right.outcome == engine.RIGHT, right
+        answer = STEPS[id](lambda key, x, draw=draw: A_LITTLE_WRONG[change](draw(key, x)))
+        found = engine.judge(engine.find(id), answer, seed=seed)
+        assert found.outcome == engine.WRONG
+        if change == "shifted":
+            assert found.diagnosis == "uniform" and "not standard Gaussian" in found.says
+        else:
+            assert found.diagnosis in {"value", "factor"}
+            assert "size of the noise" in found.says and "size of the noise" in found.detail

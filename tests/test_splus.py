@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlcourse_utils import paths, registry
+from dlcourse_utils import registry
 from dlcourse_utils.datasets import splus
 
 DATA = Path(__file__).parent / "data"
@@ -199,13 +199,7 @@ def test_a_file_that_is_not_there(tmp_path):
         splus.load_splus(tmp_path / "none.dat", MEMBERS)
 
 
-def test_offline_is_one_sentence(monkeypatch, tmp_path):
-    def no_network(url, sink):
-        raise registry._Refused("no connection")
-
-    monkeypatch.delenv("DLCOURSE_DATA", raising=False)
-    monkeypatch.setattr(paths, "user_dir", lambda: tmp_path)
-    monkeypatch.setattr(registry, "_transfer", no_network)
+def test_offline_is_one_sentence(offline):
     with pytest.raises(registry.OfflineError, match="the lesson goes on without it"):
         splus.load_splus()
 

@@ -1,8 +1,5 @@
 """The telescope: GalSim's images, closed forms, scipy's convolutions, its own transpose."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +11,6 @@ from dlcourse_utils.datasets import galsim_reference
 from dlcourse_utils.datasets.galaxies import PIXEL, RESOLUTION, SIZE, ZERO_POINT
 from dlcourse_utils.telescope import FACTOR, SURVEY_PIXEL, SURVEY_SIZE, TelescopeError
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_galsim_reference.py"
 SIGMA = RESOLUTION / np.sqrt(8 * np.log(2))
 STAMP = (SURVEY_SIZE, SURVEY_SIZE)
 
@@ -187,11 +183,9 @@ def test_shipped_reference_from_the_parameters_to_the_image():
     assert shifted.min() > 0.01
 
 
-def test_galsim_draws_the_shipped_reference():
+def test_galsim_draws_the_shipped_reference(load_script):
     pytest.importorskip("galsim")
-    spec = importlib.util.spec_from_file_location("make_galsim_reference", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("make_galsim_reference")
     with np.load(registry.path("galsim_reference.npz"), allow_pickle=False) as file:
         stored = dict(file)
     for name, values in script.cases(stored["hsc_psf"]).items():

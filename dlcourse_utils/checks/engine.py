@@ -341,9 +341,14 @@ def _suspect(spec: Spec, got: Results, expected: Results, cases: dict) -> Suspec
     """The suspect who explains most of the wrong labels, in every case; None if there is none."""
     explained = {}
     for suspect in spec.suspects:
-        theirs = _run(spec, suspect.wrong, cases)
-        labels = {label for _, label in _different(spec, theirs, expected)}
-        if not labels & {label for _, label in _different(spec, got, theirs)}:
+        labels, unlike = set(), set()
+        for case, arguments in cases.items():
+            theirs = _run(spec, suspect.wrong, {case: arguments})
+            labels |= {label for _, label in _different(spec, theirs, {case: expected[case]})}
+            unlike |= {label for _, label in _different(spec, got, theirs)}
+            if labels & unlike:  # most are ruled out by the first case
+                break
+        else:
             explained[suspect] = len(labels)
     return max(explained, key=explained.__getitem__) if explained else None
 
@@ -359,7 +364,7 @@ def _mismatch(spec: Spec, got: Results, expected: Results, cases: dict) -> Repor
     count = f" (right in {held} of {len(cases)} cases)" if held else ""
     if mine.shape == right.shape:
         index = _worst(mine, right)
-        detail = f"{what}expected {right[index]:.3g}, got {mine[index]:.3g}{count}"
+        detail = f"{what}{_expected_got(right[index], mine[index])}{count}"
     else:
         detail = f"{what}expected shape {right.shape}, got {mine.shape}{count}"
     if suspect := _suspect(spec, got, expected, cases):
@@ -411,18 +416,41 @@ def _signature(spec: Spec, label: str, got: Results, expected: Results) -> tuple
     if len(spec.labels) > 1:
         name, noun = f"The {label} of `{spec.name}`", label
     values = "values" if _plural(noun) else "value"
-    usable = np.isfinite(mine) & np.isfinite(right) & (np.abs(right) > 1e-6)
+    finite = np.isfinite(mine) & np.isfinite(right)
+    mine, right = mine[finite], right[finite]
+    usable = np.abs(right) > 1e-6
     if usable.sum() > 1:
-        ratio = mine[usable] / right[usable]
-        if np.allclose(ratio, -1.0, rtol=1e-3):
-            return f"{name} {_has(noun)} the wrong sign.", "sign"
-        if np.allclose(ratio, ratio[0], rtol=1e-3):
-            times = f"{_is(noun)} {ratio[0]:.5g} times the right {values}, always."
-            return f"{name} {times}", "factor"
-        offset = (mine - right)[usable]
-        if np.allclose(offset, offset[0], rtol=1e-3, atol=1e-4):
-            return f"{name} {_is(noun)} off by {offset[0]:.3g}, always.", "offset"
+        factor = np.median(mine[usable] / right[usable])
+        if _explains(factor * right, mine, right, _tolerance(spec, label)):
+            if abs(factor + 1.0) < 1e-3:
+                return f"{name} {_has(noun)} the wrong sign.", "sign"
+            return f"{name} {_is(noun)} {_times(factor, values)}, always.", "factor"
+        offset = np.median(mine - right)
+        if _explains(right + offset, mine, right, 1e-4):
+            return f"{name} {_is(noun)} off by {offset:.3g}, always.", "offset"
     return f"{name} {_has(noun)} the wrong {values}.", "value"
+
+
+def _explains(guess: np.ndarray, mine: np.ndarray, right: np.ndarray, atol: float) -> bool:
+    """Whether ``guess`` is what was returned, and leaves next to nothing of the difference."""
+    left, difference = np.abs(mine - guess), np.abs(mine - right)
+    return np.allclose(mine, guess, rtol=1e-3, atol=atol) and left.max() < 0.1 * difference.max()
+
+
+def _times(factor: float, values: str) -> str:
+    text = f"{factor:.5g}"
+    if text == "1":
+        return f"{100.0 * abs(factor - 1.0):.2g} % too {'large' if factor > 1.0 else 'small'}"
+    return f"{text} times the right {values}"
+
+
+def _expected_got(right: float, mine: float) -> str:
+    """Both values, with as many digits as it takes to tell them apart."""
+    for digits in (3, 5, 7, 9):
+        texts = [f"{value:.{digits}g}" for value in (right, mine)]
+        if texts[0] != texts[1]:
+            break
+    return "expected {}, got {}".format(*texts)
 
 
 def _gradient(spec: Spec, answer: Callable, reference: Callable, cases: dict) -> Report | None:
@@ -451,7 +479,7 @@ def _gradient(spec: Spec, answer: Callable, reference: Callable, cases: dict) ->
         f"The value of `{spec.name}` is right, but its gradient is not.",
         why,
         "Look for stop_gradient, rounding, or a constant where the argument should be.",
-        f"gradient: expected {right[index]:.3g}, got {mine[index]:.3g}",
+        f"gradient: {_expected_got(right[index], mine[index])}",
         diagnosis="gradient",
     )
 

@@ -83,8 +83,8 @@ class Galaxies(NamedTuple):
     Bar: ``bar_fraction``: of the disc's flux, 0 for none; ``bar_length``: standard deviation of
     its Gaussian over the disc's half-light radius; ``bar_angle``: in the disc's plane from the
     major axis, radians.
-    Clumps: ``clump_fraction``: of the galaxy's flux, 0 for none; ``clump_x``, ``clump_y``: from
-    the galaxy's centre, arcsec; ``clump_fwhm``: before convolution, arcsec.
+    Clumps: ``clump_fraction``: of the galaxy's flux, taken from the disc, 0 for none; ``clump_x``,
+    ``clump_y``: from the galaxy's centre, arcsec; ``clump_fwhm``: before convolution, arcsec.
     """
 
     magnitude: jax.Array
@@ -376,6 +376,23 @@ def _check(galaxies: Galaxies) -> None:
             raise ValueError(f"{name} must be finite and from {low:g} to {high:g}, got {found:g}.")
         if name == "arm_pitch" and not values.all():
             raise ValueError("arm_pitch must not be 0: that would be a ring, not arms.")
+    if not any(isinstance(values, jax.core.Tracer) for values in galaxies):
+        _check_clumps(galaxies)
+
+
+def _check_clumps(galaxies: Galaxies) -> None:
+    """Their flux is taken from the disc, which must not end below zero."""
+    with jax.ensure_compile_time_eval():
+        disc = 1.0 - np.asarray(components(galaxies).bulge_fraction)
+    disc = disc * (1.0 - np.asarray(galaxies.bar_fraction))
+    clumps = np.asarray(galaxies.clump_fraction).sum(axis=-1)
+    bad = clumps > disc + 1e-5  # which is rounding
+    if bad.any():
+        raise ValueError(
+            f"The clumps of galaxy {bad.argmax()} have {clumps[bad][0]:.3g} of its flux, but its "
+            f"disc without the bar has {disc[bad][0]:.3g}: clump_fraction is too large, or sersic, "
+            "which sets the bulge."
+        )
 
 
 # --- population -------------------------------------------------------------------------------

@@ -132,11 +132,14 @@ def load_hst(folder: str | Path | None = None, *, limit: float = np.inf) -> HstG
     """Read the Hubble galaxies and bring them to the fine grid and resolution of the course.
 
     Only those that the catalogue has brighter than ``limit`` mag: 12 of the 100 for 23.5. Without a
-    ``folder`` that has the four files they come from the registry, which may fetch them
-    (`registry.OfflineError` if that fails). Raises `DataFileError` naming the file if one is
-    damaged or does not fit the others, ValueError if no galaxy is as bright.
+    ``folder`` that has the four files they come from the registry, which may fetch them (if that
+    fails, a `registry.OfflineError` names all that are missing). Raises `DataFileError` naming the
+    file if one is damaged or does not fit the others, ValueError if no galaxy is as bright.
     """
-    paths = [Path(folder) / name if folder else registry.path(name) for name in _HST_FILES]
+    if folder:
+        paths = [Path(folder) / name for name in _HST_FILES]
+    else:
+        paths = registry.paths_of(_HST_FILES)
     catalog, correlation = _read_catalog(paths[0]), _read_correlation(paths[3])
     kept = catalog["MAG"] < limit
     if not kept.any():
