@@ -1,8 +1,6 @@
 """Posteriors of galaxies: draws, modes with their curvature, and the shipped reference chains."""
 
-import importlib.util
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,6 @@ from dlcourse_utils.galaxy_prior import DIM, GalaxyPrior
 from dlcourse_utils.registry import RegistryError
 from dlcourse_utils.telescope import TelescopeError
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_galaxy_posteriors.py"
 KEY = jax.random.key(70)
 SIGMA = 3.0 * telescope.NOISE
 MASK = np.s_[12:18, 11:17]
@@ -278,11 +275,8 @@ def test_a_deeper_exposure_is_more_certain(stored, prior, operator):
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("make_galaxy_posteriors", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("make_galaxy_posteriors")
 
 
 def test_the_stored_chains_ran_as_the_script_says(script, stored):

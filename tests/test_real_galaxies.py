@@ -397,7 +397,8 @@ def test_blends_that_are_cut_off(tmp_path):
     says(lambda: real_galaxies.load_hsc(path), "is not there")
 
 
-def test_offline_is_one_sentence(offline):
+@pytest.mark.usefixtures("offline")
+def test_offline_is_one_sentence():
     for load in (real_galaxies.load_hsc, real_galaxies.load_sersic_fits):
         with pytest.raises(registry.OfflineError, match="the lesson goes on without it"):
             load()

@@ -199,7 +199,8 @@ def test_a_file_that_is_not_there(tmp_path):
         splus.load_splus(tmp_path / "none.dat", MEMBERS)
 
 
-def test_offline_is_one_sentence(offline):
+@pytest.mark.usefixtures("offline")
+def test_offline_is_one_sentence():
     with pytest.raises(registry.OfflineError, match="the lesson goes on without it"):
         splus.load_splus()
 
