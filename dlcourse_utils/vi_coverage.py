@@ -77,7 +77,8 @@ def load(path: Path | None = None) -> dict[str, Group]:
     """
     path = registry.path("vi_coverage.npz") if path is None else path
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy leaves a file open that is no archive.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             stored = {name: file[name] for name in file.files}
         if stored["seed"] != SEED:
             raise ValueError(f"its seed is {stored['seed']}, not {SEED}")
