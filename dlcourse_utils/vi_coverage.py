@@ -31,8 +31,8 @@ class CoverageError(CourseError):
 class Ranks(NamedTuple):
     """How many of 255 samples lie below the truth, bytes.
 
-    ``latents`` (n, 33): for each latent z, or None where no latent is true; ``pixels`` (n, 441):
-    for one pixel in nine of the image.
+    ``latents`` (n, 33): for each latent z, or None where no true latent is known; ``pixels``
+    (n, 441): for one pixel in nine of the image.
     """
 
     latents: np.ndarray | None
@@ -43,7 +43,8 @@ class Group(NamedTuple):
     """n galaxies, each with a guide of its own. Numpy arrays.
 
     ``guide``: ranks among samples of the guide; ``weighted``: among samples that are drawn from
-    4,000 of these by their importance weights. ``valid`` (n, 441): where the true image is known.
+    4,000 of the guide by their importance weights. ``valid`` (n, 441): pixels that count, for
+    Hubble those that are known and whose noise is less than the width of the posterior.
     ``chi2`` (n,): mean over samples of chi^2 per survey pixel; ``pareto_k`` (n,): of the weights.
     """
 
@@ -65,7 +66,7 @@ def latents_inside(ranks: Ranks, level: float) -> np.ndarray:
 
 
 def pixels_inside(ranks: Ranks, valid: np.ndarray, level: float) -> np.ndarray:
-    """Share (n,) of each galaxy's known pixels that lie in their central intervals."""
+    """Share (n,) of each galaxy's valid pixels that lie in their central intervals."""
     return (inside(ranks.pixels, level) & valid).sum(axis=1) / valid.sum(axis=1)
 
 

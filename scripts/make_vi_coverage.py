@@ -1,10 +1,11 @@
 """Train the guide of lesson 07 on many galaxies and write data/vi_coverage.npz.
 
 For each galaxy the rank of the truth among 255 samples of its guide, for every latent and for one
-pixel in nine: were the guide the posterior, ranks would be uniform. The same for 255 samples that
-are drawn from 4,000 of the guide by their importance weights. Three groups: galaxies drawn
-from the prior, galaxies of the simulator, and those of Hubble, which the registry fetches. The
-guide, its training and the samples are those of the solution of lesson 07, run from its source.
+pixel in nine. On galaxies of the prior ranks would be uniform, were the guide the posterior. The
+same for 255 samples that are drawn from 4,000 of the guide by their importance weights. Three
+groups: galaxies drawn from the prior, galaxies of the simulator, and those of Hubble, which the
+registry fetches. The guide, its training and the samples are those of the solution of lesson 07,
+run from its source.
 
     python scripts/make_vi_coverage.py
 
@@ -94,7 +95,7 @@ def main() -> None:
                 images = np.asarray(decode(prior, some_z))
                 if group == "hubble":
                     # The image that stands for the truth has noise of its own. Where that is larger
-                    # than the width of the posterior, intervals are right whatever the posterior.
+                    # than the width of the posterior, intervals are nearly right, whatever it is.
                     if kind == "guide":
                         known = hst.valid[i] & (images.std(axis=0) > hst.noise[i])
                     eps = rng.standard_normal(images.shape, np.float32)

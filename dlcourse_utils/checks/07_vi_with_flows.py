@@ -1145,8 +1145,8 @@ _LOG_JOINT = Spec(
     gradient=lambda function, arguments: slope(to_compile(function), 0, *arguments),
     atol=2e-3,
     rtol=1e-4,
-    insight="This is all that inference needs to know of the problem: guide, chain and importance "
-    "weights below call this one function.",
+    insight="This is all that inference needs to know of the problem: training and importance "
+    "weights below call this one function, and a chain needs no more.",
     suspects=(
         Suspect(
             "no_prior",

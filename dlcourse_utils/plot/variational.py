@@ -60,8 +60,9 @@ def gaussians(
     for (name, values), (colour, line, _) in zip(curves.items(), cycle(LINES), strict=False):
         steps = np.arange(1, len(values) + 1)
         right.plot(steps, values, color=colour, ls=line, lw=1.3, label=name)
-    right.axhline(log_evidence, color=TRUTH, lw=4.5, alpha=0.45, label="log evidence")
-    right.set(xlabel="step", ylabel="ELBO (nats)", xscale="log")
+    behind = {"color": TRUTH, "lw": 4.5, "alpha": 0.45, "zorder": 1}
+    right.axhline(log_evidence, label="log evidence", **behind)
+    right.set(xlabel="step", ylabel="ELBO (nats)")
     right.set_ylim(log_evidence - 8.0, log_evidence + 1.5)
     right.legend(fontsize=9, loc="lower right")
     right.set_title("The bound and the evidence", fontsize=11)
@@ -213,7 +214,7 @@ def forming(means: np.ndarray, stds: np.ndarray, steps: np.ndarray) -> None:
         figure.suptitle(f"step {step}", fontsize=10)
         canvas.draw()
         pictures.append(animation.frame(canvas, 128))
-    alt = "posterior mean and standard deviation of a galaxy, becoming sharp step by step"
+    alt = "posterior mean of a galaxy, and its standard deviation, which shrinks step by step"
     animation.show(pictures, [*[200] * (len(pictures) - 1), 1500], alt)
 
 
@@ -224,7 +225,7 @@ def inpainting(
     """A galaxy of which a part was not observed: ``seen`` (21, 21), NaN where it is masked.
 
     Beside it the posterior mean, the standard deviation without and with the mask, (63, 63), and
-    the ratio of the two.
+    the ratio of the two, grey where they are below 2 % of the largest.
     """
     figure, axes = grid(1, 5, 2.1)
     one, two, three, four, five = axes[0]
@@ -235,9 +236,11 @@ def inpainting(
     spread = _spread(max(std_without.max(), std_with.max()))
     show(three, std_without, **spread)
     widths = show(four, std_with, **spread)
-    ratio = std_with / std_without
-    most = max(2.0, float(np.quantile(ratio, 0.99)))
-    ratios = show(five, ratio, cmap="cividis", vmin=1.0, vmax=most)
+    # Where both are next to nothing their ratio says nothing.
+    ratio = np.where(std_without > 0.02 * std_without.max(), std_with / std_without, np.nan)
+    five.set_facecolor(FAINT)
+    most = max(2.0, float(np.nanquantile(ratio, 0.99)))
+    ratios = show(five, ratio, cmap="cividis", vmin=0.8, vmax=most)
     titles = ("seen", "posterior mean", "σ without mask", "σ with mask", "with / without")
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=10)
@@ -392,9 +395,9 @@ def coverage(
     left.set_aspect("equal")
     left.legend(fontsize=9, loc="upper left")
     right.set(xlabel="stated level", ylabel="observed - stated", xlim=(0, 1))
-    reach = max(0.1, *(1.2 * np.abs(shares - levels).max() for shares in observed.values()))
-    right.set_ylim(-reach, reach)
-    right.set_title("shaded: two Monte Carlo errors", fontsize=11)
+    ends = [shares - levels + s * error[name] for name, shares in observed.items() for s in (-2, 2)]
+    right.set_ylim(min(-0.06, 1.05 * np.min(ends)), max(0.06, 1.05 * np.max(ends)))
+    right.set_title("shaded: two standard errors over galaxies", fontsize=11)
 
 
 @on_host
