@@ -29,7 +29,7 @@ pytestmark = pytest.mark.tfp_ranks
 IDS = [id for path in lessons.sources() for id in lessons.load(path).exercises]
 SUSPECTS = [(id, suspect.name) for id in IDS for suspect in engine.find(id).suspects]
 RIGHT_WAYS = [(id, k) for id in IDS for k in range(len(RIGHT.get(id, ())))]
-SEEDS = 200
+SEEDS = 60  # of each exercise: some 2,000 judgements in all, three minutes
 
 
 SOLVED = {path.stem[:2]: lessons.reference(lessons.load(path)) for path in lessons.sources()}
@@ -147,7 +147,7 @@ def test_other_right_ways_pass(id, way):
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_no_false_alarm_in_200_seeds(id):
+def test_no_false_alarm_in_many_seeds(id):
     spec = engine.find(id)
     for seed in range(SEEDS):
         answer = RIGHT[id][seed % len(RIGHT[id])]
