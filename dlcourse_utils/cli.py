@@ -92,7 +92,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _test(options: argparse.Namespace) -> int:
     """All tests in two processes, a file in one; what is named in the arguments in this one."""
-    everything = ["-n", "2", "--dist", "loadfile"]
+    # Not the files with most tests first: tests/conftest.py puts first those that take longest.
+    everything = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     command = [sys.executable, "-m", "pytest", *(options.others or everything)]
     with tempfile.TemporaryDirectory() as home:
         environment = os.environ | {"DLCOURSE_HOME": home}

@@ -25,11 +25,17 @@ mpl.use("Agg")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# Files of tests that come before the notebooks, and these before the rest.
+LONGEST = {"test_colab": -2, "test_checks": -2, "test_notebooks": -1}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks run whole lessons: the quick loop leaves them out."""
+    """Notebooks run whole lessons: the quick loop leaves them out. The longest files come first, or
+    one process would end with them alone."""
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: LONGEST.get(item.path.stem, item.path.suffix != ".ipynb"))
 
 
 def pytest_unconfigure() -> None:
