@@ -904,9 +904,9 @@ figures.coverage(levels, observed, errors)
 # %% [markdown]
 # ## 8 · A hole in the data
 #
-# The posterior knows what to do with missing data: a masked pixel says nothing. Here 36 survey pixels beside the centre are masked, as a satellite trail or a neighbour would make us do; it is the same galaxy with the same noise in the other pixels. What is not seen should be more uncertain, but not unknown: blur and prior tie the light of one pixel to that of its neighbours. For the same reason the rest becomes a little wider too. (So does the dark outskirts' small width; where it is next to nothing the ratio is left out.)
+# The posterior knows what to do with missing data: a masked pixel says nothing. Here 36 survey pixels beside the centre are masked, as a satellite trail or a neighbour would make us do; it is the same galaxy with the same noise in the other pixels. What is not seen should be more uncertain, but not unknown: blur and prior tie the light of one pixel to that of its neighbours. For the same reason the rest becomes a little wider too. (Where the width is next to nothing the ratio is left out.)
 
-# %% alt="Five panels: the image with a grey hole beside the centre, the posterior mean with the hole outlined, the standard deviation without and with the hole, and their ratio, above one in the hole and in the dark outskirts, near one along the galaxy, grey far out."
+# %% alt="Five panels: the image with a grey hole beside the centre, the posterior mean with the hole outlined, the standard deviation without and with the hole, and their ratio, largest in the hole, near one along the galaxy, grey in the dark outskirts."
 hole = ~np.isfinite(reference.variance[7])
 fit_hole = fit_guide(jax.random.key(9), *problems["with a hole"])
 hole_z, *_ = draw(fit_hole.params, jax.random.key(10), *problems["with a hole"])
