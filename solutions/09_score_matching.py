@@ -219,7 +219,7 @@ SMALLEST, LARGEST = 0.02, 2.0  # noise levels
 class Net(nn.Module):
     """Points near one (n, 2) and a number for the noise level (n, 1) to an output (n, n_outputs)."""
 
-    width: int = 96
+    width: int = 64
     n_outputs: int = 2
 
     @nn.compact
@@ -227,7 +227,7 @@ class Net(nn.Module):
         # Waves of several lengths: a network is slow to bend along one smooth input.
         waves = t * 2.0 ** jnp.arange(1.0, 5.0)[None, :]
         x = jnp.concatenate([x, t, jnp.sin(waves), jnp.cos(waves)], axis=-1)
-        for _ in range(4):
+        for _ in range(5):
             # flax starts biases at zero: the bends of all units would then meet at the origin.
             x = nn.silu(nn.Dense(self.width, bias_init=nn.initializers.normal(0.5))(x))
         return nn.Dense(self.n_outputs)(x)
@@ -377,8 +377,8 @@ def weighted_loss(params, x, sigma, noise):
 
 trial = fit(
     weighted_loss,
-    jax.tree.map(lambda leaf: jnp.stack(3 * [leaf]), start),
-    draw,
+    jax.tree.map(lambda leaf: np.stack(3 * [leaf]), start),
+    partial(draw, n=256),
     key=jax.random.key(9),
     # Adam's steps do not depend on the size of a gradient, so the three do not disturb each other.
     optimizer=optax.adam(optax.cosine_decay_schedule(1e-2, 250)),
@@ -387,7 +387,8 @@ trial = fit(
 )
 
 
-trial_params = [jax.tree.map(lambda leaf, k=k: leaf[k], trial.params) for k in range(3)]
+of_three = jax.device_get(trial.params)
+trial_params = [jax.tree.map(lambda leaf, k=k: leaf[k], of_three) for k in range(3)]
 weight_errors = [relative_errors(partial(score_with, params)) for params in trial_params]
 
 figures.weights(LEVELS, weight_errors)
@@ -756,7 +757,8 @@ def curl(score, sigma):
 def operations(net, params):
     """Floating-point operations in the gradient of the loss for one batch."""
     gradient = jax.jit(jax.grad(lambda p, *batch: dsm_loss(denoiser_of(net, p), *batch)))
-    return gradient.lower(params, *draw(jax.random.key(20))).cost_analysis()["flops"]
+    batch = jax.eval_shape(draw, jax.random.key(20))
+    return gradient.lower(params, *batch).cost_analysis()["flops"]
 
 
 for name, score in {"two outputs": learned_score, "energy": energy_score}.items():
@@ -843,10 +845,10 @@ def exact(x, sigma):
     return two_moons.score_given_first(x, sigma, Y, Y_NOISE) - exact_score(x, sigma)
 
 
-keep = jax.random.uniform(jax.random.key(27), (len(test),)) < jnp.exp(
-    -0.5 * ((Y - test[:, 0]) / Y_NOISE) ** 2
-)
-posterior_points = test[np.flatnonzero(keep)[:2_000]]
+true_points = np.asarray(test)
+likelihood = np.exp(-0.5 * ((Y - true_points[:, 0]) / Y_NOISE) ** 2)
+keep = np.random.default_rng(27).random(len(test)) < likelihood
+posterior_points = true_points[keep][:2_000]
 
 
 def pull_errors(pull):
@@ -1107,17 +1109,18 @@ for name, score in {"right": gaussian_score, "a": score_a, "b": score_b}.items()
 #
 # The sampler is that of section 7. It starts from samples of the *linear* answer, which is not far, so the noise need not be large at first. (The score is not linear here, so the trapezoidal
 # rule makes its acceptance a rough one; the steps are short enough not to depend on it.) One
-# passage of 24 levels gives one sample per chain, and 24 chains per sky, with a noise of 0.05 left.
+# passage of 24 levels gives one sample per chain, and 16 chains per sky, with a noise of 0.05 left.
 
 # %%
-PIXELS, N_SKIES, N_DRAWS = 32, 6, 24
+PIXELS, N_SKIES, N_DRAWS = 32, 6, 16
 holes = random_fields.mask(PIXELS)
 lumpy_power = random_fields.log_normal_power(random_fields.power(PIXELS))
 keys = jax.random.split(jax.random.key(28), 4)
 n_fields = N_SKIES * N_DRAWS
-gaussian = random_fields.simulate(keys[0], n_fields, random_fields.power(PIXELS))[:N_SKIES]
+gaussian = random_fields.simulate(keys[0], N_SKIES, random_fields.power(PIXELS))
 lumpy = random_fields.log_normal(gaussian)
-skies = holes[None] * (lumpy + FIELD_NOISE * jax.random.normal(keys[1], lumpy.shape))
+white = jax.random.normal(keys[1], (n_fields, PIXELS, PIXELS))
+skies = holes[None] * (lumpy + FIELD_NOISE * white[:N_SKIES])
 
 field_params = field_denoiser.load()
 
@@ -1151,7 +1154,7 @@ drawn, accepted = diffusion.run_chain(
         n_leapfrog=3,
     ),
     keys[3],
-    start_fields + lumpy_levels[0] * jax.random.normal(jax.random.key(29), start_fields.shape),
+    start_fields + lumpy_levels[0] * white[::-1],
     (lumpy_levels,),
     label="log-normal field",
 )

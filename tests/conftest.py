@@ -15,7 +15,7 @@ import jax
 import matplotlib as mpl
 import pytest
 
-from dlcourse_utils import paths, registry
+from dlcourse_utils import galaxy_prior, paths, registry, telescope
 
 _HOME = tempfile.mkdtemp(prefix="dlcourse-")
 os.environ["DLCOURSE_HOME"] = _HOME  # kernels inherit it: a person's progress is left alone
@@ -88,6 +88,18 @@ def load_script() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def prior() -> galaxy_prior.GalaxyPrior:
+    """The shipped prior of galaxies."""
+    return galaxy_prior.load()
+
+
+@pytest.fixture(scope="session")
+def operator() -> jax.Array:
+    """The matrix of a telescope with the PSF that is the default of the survey."""
+    return telescope.operator(telescope.difference_kernel(telescope.moffat()))
 
 
 @pytest.fixture
