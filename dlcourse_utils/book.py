@@ -1,0 +1,206 @@
+"""The site: built offline from the outputs stored in solutions/*.ipynb, and shown on this machine.
+
+A build that fails leaves the site of the last good one where it is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+import shutil
+import tempfile
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from dlcourse_utils import book_pages, files
+from dlcourse_utils.build import Course, read_course
+from dlcourse_utils.errors import CourseError
+from dlcourse_utils.render import dump
+
+CONFIGURATION = "book_config.yml"
+PORT = 8000
+_THEME = Path(__file__).parent / "book_theme"
+# Its folder has MathJax 3; that all formulas are drawn takes this one file of it.
+_MATHJAX_PACKAGE, _MATHJAX = "sphinx-mathjax-offline", "tex-svg.js"
+_NEEDS = ("sphinx", "myst_nb", "pydata_sphinx_theme", "sphinxcontrib.bibtex", _MATHJAX_PACKAGE)
+_KEYS = {"title", "author", "copyright", "only_build_toc_files", "execute", "sphinx"}
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def book() -> None:
+    """Build the site into build/site and say where it is."""
+    begun = time.perf_counter()
+    site = build_site(read_course())
+    seconds = time.perf_counter() - begun
+    print(f"wrote {site / 'index.html'} in {seconds:.0f} s; `make serve` shows the site.")
+
+
+def build_site(course: Course) -> Path:
+    """Build the site of a course into its folder build/site, whole or not at all; return that.
+
+    Raises CourseError, in one sentence, for packages, pages or notebooks that are missing, for a
+    table of contents or a configuration that cannot be read, and for each warning of Sphinx.
+    """
+    _refuse_missing_packages()
+    site = course.root / "build" / "site"
+    site.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".site-", dir=site.parent) as folder:
+        source, made = Path(folder, "source"), Path(folder, "made")
+        root, *_ = _write_source(course, source)
+        _run_sphinx(course, source, made, root)
+        if site.exists():
+            site.rename(Path(folder, "old"))
+        made.rename(site)
+    return site
+
+
+def serve(port: int = PORT) -> None:
+    """Show the built site on this machine until Ctrl-C; another port where that one is taken.
+
+    Raises CourseError where no site was built.
+    """
+    site = read_course().root / "build" / "site"
+    if not (site / "index.html").is_file():
+        raise CourseError("There is no site in build/site: run `make book` first.")
+    with _server(site, port) as server:
+        address = f"http://localhost:{server.server_address[1]}/"
+        print(f"The site is on {address}; Ctrl-C stops it.", flush=True)
+        server.serve_forever()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing: the address should stay in sight."""
+
+
+def _server(site: Path, port: int) -> ThreadingHTTPServer:
+    handler = partial(_Quiet, directory=str(site))
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError:
+        return ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+
+def _refuse_missing_packages() -> None:
+    for name in _NEEDS:
+        try:
+            found = importlib.util.find_spec(name)
+        except ModuleNotFoundError:  # the package that the module is in
+            found = None
+        if found is None:
+            raise CourseError(
+                f"The site needs {name.partition('.')[0]}, which is not installed: run "
+                "`make setup`, or `pip install 'dlcourse[book]'` elsewhere."
+            )
+
+
+def _write_source(course: Course, source: Path) -> list[str]:
+    """Write all that Sphinx reads, and return the names of the pages, the root first.
+
+    That is pages, pictures, the bibliography, and in extra/ what is offered for download.
+    """
+    toc = _yaml(course.root / book_pages.TOC)
+    names = list(book_pages.entries(toc))
+    below = book_pages.toctrees(toc)
+    lessons = {f"solutions/{lesson.stem}": lesson for lesson in course.lessons}
+    beside = shutil.ignore_patterns("*.md", "*.ipynb", "_toc.yml", ".*")
+    shutil.copytree(course.root / "course", source / "pages", ignore=beside)
+    for name in names:
+        lesson = lessons.get(name)
+        suffix = ".ipynb" if lesson else ".md"
+        path = course.root / f"{name}{suffix}"
+        if not path.is_file():
+            raise CourseError(
+                f"{book_pages.TOC} names {name}, and there is no {name}{suffix}: restore the "
+                "file, or run `make notebooks`, which makes the notebooks and the table."
+            )
+        data = path.read_bytes()
+        if lesson:
+            text = book_pages.lesson_page(course, lesson, data, below.get(name, ""), set(names))
+        else:
+            text = book_pages.linked(data.decode(), name, set(names), course) + below.get(name, "")
+        page = source / "pages" / f"{book_pages.docname(name)}{suffix}"
+        files.write(page, text.encode())
+    for lesson in course.lessons:
+        notebook = source / "extra" / book_pages.NOTEBOOKS / f"{lesson.stem}.ipynb"
+        files.write(notebook, dump(course.student(lesson)))
+    return names
+
+
+def _run_sphinx(course: Course, source: Path, made: Path, root: str) -> None:
+    from sphinx.application import Sphinx
+    from sphinx.errors import SphinxError
+
+    warnings = io.StringIO()
+    try:
+        Sphinx(
+            srcdir=source / "pages",
+            confdir=None,
+            outdir=made,
+            doctreedir=source / "doctrees",
+            buildername="html",
+            confoverrides=_settings(course, source, root),
+            status=None,
+            warning=warnings,
+        ).build()
+        trouble = _COLOUR.sub("", warnings.getvalue()).strip()
+    except SphinxError as error:
+        trouble = str(error)
+    if trouble:
+        first, *others = trouble.replace(f"{source / 'pages'}/", "").splitlines()
+        more = f" (and {len(others)} more lines)" if others else ""
+        raise CourseError(f"The site was not built: {first}{more}: mend the page and build again.")
+
+
+def _settings(course: Course, source: Path, root: str) -> dict[str, Any]:
+    """Sphinx's settings: those of the configuration, and those that the build knows better."""
+    book = _yaml(course.root / CONFIGURATION)
+    unknown = set(book) - _KEYS
+    if unknown or not isinstance(book.get("title"), str):
+        what = f"an unknown key {min(unknown)!r}" if unknown else "no title"
+        raise CourseError(f"{CONFIGURATION} has {what}: its keys are {', '.join(sorted(_KEYS))}.")
+    sphinx = book.get("sphinx", {})
+    bibliography = sorted(path.name for path in (source / "pages").glob("*.bib"))
+    extensions = [*sphinx.get("extra_extensions", []), "myst_nb"]
+    own: dict[str, Any] = {}
+    if bibliography:
+        extensions.append("sphinxcontrib.bibtex")
+        own["bibtex_bibfiles"] = bibliography
+    mathjax = source / "static"
+    mathjax.mkdir()
+    package = importlib.util.find_spec(_MATHJAX_PACKAGE).submodule_search_locations[0]
+    shutil.copy(Path(package, "static", "mathjax", _MATHJAX), mathjax)
+    return {
+        "project": book["title"],
+        "html_title": book["title"],
+        "author": book.get("author", ""),
+        "copyright": f"{book.get('copyright', '')}, {book.get('author', '')}".strip(", "),
+        "nb_execution_mode": book.get("execute", {}).get("execute_notebooks", "off"),
+        **sphinx.get("config", {}),
+        "root_doc": book_pages.docname(root),
+        "extensions": extensions,
+        "mathjax_path": _MATHJAX,
+        "templates_path": [str(_THEME)],
+        "html_static_path": [str(_THEME / "static"), str(mathjax)],
+        "html_extra_path": [str(source / "extra")],
+        "html_css_files": ["course.css"],
+        **own,
+    }
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    name = path.name if path.name == CONFIGURATION else book_pages.TOC
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CourseError(f"There is no {name}: restore it with `git checkout {name}`.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise CourseError(f"{name} cannot be read ({first}): mend it, or restore it.") from None
+    return read if isinstance(read, dict) else {}
