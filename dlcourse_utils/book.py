@@ -22,32 +22,33 @@ from dlcourse_utils.errors import CourseError
 from dlcourse_utils.render import dump
 
 CONFIGURATION = "book_config.yml"
+SITE = Path("build", "site")
 PORT = 8000
 _THEME = Path(__file__).parent / "book_theme"
 # Its folder has MathJax 3; that all formulas are drawn takes this one file of it.
 _MATHJAX_PACKAGE, _MATHJAX = "sphinx-mathjax-offline", "tex-svg.js"
-_NEEDS = ("sphinx", "myst_nb", "pydata_sphinx_theme", "sphinxcontrib.bibtex", _MATHJAX_PACKAGE)
+_NEEDS = ("sphinx", "myst_nb", "pydata_sphinx_theme", _MATHJAX_PACKAGE)
 _KEYS = {"title", "author", "copyright", "only_build_toc_files", "execute", "sphinx"}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def book() -> None:
     """Build the site into build/site and say where it is."""
+    course = read_course()
     begun = time.perf_counter()
-    site = build_site(read_course())
+    build_site(course, course.root / SITE)
     seconds = time.perf_counter() - begun
-    print(f"wrote {site / 'index.html'} in {seconds:.0f} s; `make serve` shows the site.")
+    print(f"wrote {SITE.as_posix()}/index.html in {seconds:.0f} s; `make serve` shows the site.")
 
 
-def build_site(course: Course) -> Path:
-    """Build the site of a course into its folder build/site, whole or not at all; return that.
+def build_site(course: Course, site: Path) -> None:
+    """Build the site of a course into a folder, whole or not at all.
 
     Raises CourseError, in one sentence, for packages, pages or notebooks that are missing, for a
     table of contents or a configuration that cannot be read, and for each warning of Sphinx.
     """
     _refuse_missing_packages()
-    site = course.root / "build" / "site"
-    site.parent.mkdir(exist_ok=True)
+    site.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".site-", dir=site.parent) as folder:
         source, made = Path(folder, "source"), Path(folder, "made")
         root, *_ = _write_source(course, source)
@@ -55,7 +56,6 @@ def build_site(course: Course) -> Path:
         if site.exists():
             site.rename(Path(folder, "old"))
         made.rename(site)
-    return site
 
 
 def serve(port: int = PORT) -> None:
@@ -63,9 +63,9 @@ def serve(port: int = PORT) -> None:
 
     Raises CourseError where no site was built.
     """
-    site = read_course().root / "build" / "site"
+    site = read_course().root / SITE
     if not (site / "index.html").is_file():
-        raise CourseError("There is no site in build/site: run `make book` first.")
+        raise CourseError(f"There is no site in {SITE.as_posix()}: run `make book` first.")
     with _server(site, port) as server:
         address = f"http://localhost:{server.server_address[1]}/"
         print(f"The site is on {address}; Ctrl-C stops it.", flush=True)
@@ -87,21 +87,17 @@ def _server(site: Path, port: int) -> ThreadingHTTPServer:
 
 def _refuse_missing_packages() -> None:
     for name in _NEEDS:
-        try:
-            found = importlib.util.find_spec(name)
-        except ModuleNotFoundError:  # the package that the module is in
-            found = None
-        if found is None:
+        if importlib.util.find_spec(name) is None:
             raise CourseError(
-                f"The site needs {name.partition('.')[0]}, which is not installed: run "
-                "`make setup`, or `pip install 'dlcourse[book]'` elsewhere."
+                f"The site needs {name}, which is not installed: run `make setup`, or "
+                "`pip install 'dlcourse[book]'` elsewhere."
             )
 
 
 def _write_source(course: Course, source: Path) -> list[str]:
     """Write all that Sphinx reads, and return the names of the pages, the root first.
 
-    That is pages, pictures, the bibliography, and in extra/ what is offered for download.
+    That is pages and pictures, and in extra/ what is offered for download.
     """
     toc = _yaml(course.root / book_pages.TOC)
     names = list(book_pages.entries(toc))
@@ -132,6 +128,7 @@ def _write_source(course: Course, source: Path) -> list[str]:
 
 
 def _run_sphinx(course: Course, source: Path, made: Path, root: str) -> None:
+    settings = _settings(course, source, root)
     from sphinx.application import Sphinx
     from sphinx.errors import SphinxError
 
@@ -143,7 +140,7 @@ def _run_sphinx(course: Course, source: Path, made: Path, root: str) -> None:
             outdir=made,
             doctreedir=source / "doctrees",
             buildername="html",
-            confoverrides=_settings(course, source, root),
+            confoverrides=settings,
             status=None,
             warning=warnings,
         ).build()
@@ -164,12 +161,6 @@ def _settings(course: Course, source: Path, root: str) -> dict[str, Any]:
         what = f"an unknown key {min(unknown)!r}" if unknown else "no title"
         raise CourseError(f"{CONFIGURATION} has {what}: its keys are {', '.join(sorted(_KEYS))}.")
     sphinx = book.get("sphinx", {})
-    bibliography = sorted(path.name for path in (source / "pages").glob("*.bib"))
-    extensions = [*sphinx.get("extra_extensions", []), "myst_nb"]
-    own: dict[str, Any] = {}
-    if bibliography:
-        extensions.append("sphinxcontrib.bibtex")
-        own["bibtex_bibfiles"] = bibliography
     mathjax = source / "static"
     mathjax.mkdir()
     package = importlib.util.find_spec(_MATHJAX_PACKAGE).submodule_search_locations[0]
@@ -182,13 +173,12 @@ def _settings(course: Course, source: Path, root: str) -> dict[str, Any]:
         "nb_execution_mode": book.get("execute", {}).get("execute_notebooks", "off"),
         **sphinx.get("config", {}),
         "root_doc": book_pages.docname(root),
-        "extensions": extensions,
+        "extensions": ["myst_nb", *sphinx.get("extra_extensions", [])],
         "mathjax_path": _MATHJAX,
         "templates_path": [str(_THEME)],
         "html_static_path": [str(_THEME / "static"), str(mathjax)],
         "html_extra_path": [str(source / "extra")],
         "html_css_files": ["course.css"],
-        **own,
     }
 
 

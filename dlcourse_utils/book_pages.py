@@ -6,8 +6,6 @@ one folder, so that their addresses are short: links between the folders of the 
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import posixpath
 import re
@@ -27,7 +25,6 @@ NOTEBOOKS = "notebooks"
 _FOLDERS = ("course/", "solutions/")
 _LINK = re.compile(r"(?<=\]\()(?P<path>[^)\s:#]+)(?P<anchor>#[^)\s]*)?(?=\))")
 _BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\((?P<link>[^)]*)\)")
-_ANIMATION = re.compile(r'<img\b[^>]*\bsrc="data:image/gif;base64,(?P<data>[^"]+)"[^>]*>')
 
 
 def entries(toc: Any) -> Iterator[str]:
@@ -89,13 +86,11 @@ def linked(text: str, name: str, pages: set[str], course: Course) -> str:
     return _LINK.sub(follow, _BADGE.sub(lambda match: _button(match["link"]), text))
 
 
-def lesson_page(
-    course: Course, lesson: Lesson, stored: bytes, below: str, pages: set[str]
-) -> str:
+def lesson_page(course: Course, lesson: Lesson, stored: bytes, below: str, pages: set[str]) -> str:
     """The page of a lesson, the text of a notebook, from the bytes of its solved notebook.
 
-    `below`: what says which pages come below it; `pages`: as in `linked`. Raises CourseError where that notebook cannot be read, was not run or is not what the source
-    makes.
+    `below`: what says which pages come below it; `pages`: as in `linked`. Raises CourseError where
+    that notebook cannot be read, was not run or is not what the source makes.
     """
     name = f"solutions/{lesson.stem}.ipynb"
     solved = parse_notebook(stored)
@@ -107,19 +102,22 @@ def lesson_page(
     code = [cell for cell in solved["cells"] if cell["cell_type"] == "code"]
     if any(cell.get("execution_count") is None for cell in code):
         raise CourseError(f"{name} was not run: run `make notebooks ARGS={lesson.number}`.")
-    cells = [*_opening(course, lesson, solved["cells"][1]["source"]), _setup(solved["cells"][2])]
+    _, objectives, setup, *rest = solved["cells"]
+    cells = [_opening(course, lesson, objectives["source"])]
+    cells += _folded(setup, "The set-up of the notebook")
     inside = None  # the exercise whose box is open
-    for cell, origin in zip(solved["cells"][3:], source_cells(lesson)[3:], strict=True):
+    for cell, origin in zip(rest, source_cells(lesson)[3:], strict=True):
         if cell["cell_type"] == "markdown":
             if origin.exercise:
-                cells += _statement(cell["source"], lesson.exercises[origin.exercise].stub)
+                stub = lesson.exercises[origin.exercise].stub
+                cells.append(_statement(cell["source"], stub))
                 inside = origin.exercise
             else:
                 cells.append(_markdown(cell["source"]))
         elif origin.exercise:
-            cells.append(_folded(cell, f"the solution of exercise {origin.exercise}"))
+            cells += _folded(cell, f"Solution of exercise {origin.exercise}")
         elif origin.source.strip() != "progress()":  # that of whoever built the notebooks
-            cells.append(_code(cell))
+            cells.append(cell)
             if "widget" in origin.tags:
                 cells += _still(cell)
             if inside in [id for _, id in checked_ids(origin, lesson.path)]:
@@ -146,7 +144,7 @@ def lesson_page(
     return json.dumps(page, ensure_ascii=False)
 
 
-def _opening(course: Course, lesson: Lesson, objectives: str) -> list[dict[str, Any]]:
+def _opening(course: Course, lesson: Lesson, objectives: str) -> dict[str, Any]:
     intro = lesson.cells[0].source.partition("\n")[2].strip()
     facts = [lesson.part, f"{lesson.minutes} minutes", f"{len(lesson.exercises)} exercises"]
     if lesson.needs != "none":
@@ -165,33 +163,27 @@ def _opening(course: Course, lesson: Lesson, objectives: str) -> list[dict[str, 
         f'<div class="objectives">\n\n{objectives}\n\n</div>',
         intro,
     ]
-    return [_markdown("\n\n".join(lines).strip())]
+    return _markdown("\n\n".join(lines).strip())
 
 
-def _setup(cell: dict[str, Any]) -> dict[str, Any]:
-    return _code(cell, tags=["hide-cell"], mystnb=_prompts("the set-up of the notebook"))
-
-
-def _statement(source: str, stub: str) -> list[dict[str, Any]]:
+def _statement(source: str, stub: str) -> dict[str, Any]:
     """The statement of an exercise in a box, which its check closes, and what it starts from."""
     heading, _, rest = source.partition("\n")
     given = f"```python\n{stub.strip()}\n```"
-    return [_markdown(f'{heading}\n\n<div class="exercise">\n\n{rest.strip()}\n\n{given}')]
+    return _markdown(f'{heading}\n\n<div class="exercise">\n\n{rest.strip()}\n\n{given}')
 
 
-def _folded(cell: dict[str, Any], what: str) -> dict[str, Any]:
-    return _code(cell, tags=["hide-input"], mystnb=_prompts(what))
-
-
-def _prompts(what: str) -> dict[str, str]:
-    return {"code_prompt_show": f"Show {what}", "code_prompt_hide": f"Hide {what}"}
+def _folded(cell: dict[str, Any], summary: str) -> list[dict[str, Any]]:
+    """A cell folded away, in the same way as the hints of an exercise."""
+    opening = f'<details class="solution"><summary>{escape(summary)}</summary>'
+    return [_markdown(opening), cell, _markdown("</details>")]
 
 
 def _still(cell: dict[str, Any]) -> list[dict[str, Any]]:
     """The words under a picture that stands for a widget, which the library keeps beside it."""
     for output in cell["outputs"]:
         data = output.get("data", {})
-        if "image/png" in data and data.get("text/plain"):
+        if "image/png" in data and "text/html" not in data:
             words = "".join(data["text/plain"])
             return [_markdown(f'<p class="still">{escape(words)}</p>')]
     return []
@@ -199,38 +191,6 @@ def _still(cell: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _markdown(source: str) -> dict[str, Any]:
     return {"cell_type": "markdown", "metadata": {}, "source": source}
-
-
-def _code(cell: dict[str, Any], tags: list[str] | None = None, **more: Any) -> dict[str, Any]:
-    """A code cell with its outputs, fit for the page, and more of tags and metadata."""
-    metadata = dict(cell["metadata"])
-    metadata["tags"] = [*metadata.get("tags", []), *(tags or [])]
-    for key, value in more.items():
-        metadata[key] = {**metadata.get(key, {}), **value}
-    outputs = [_output(output) for output in cell["outputs"]]
-    return {**cell, "metadata": metadata, "outputs": outputs}
-
-
-def _output(output: dict[str, Any]) -> dict[str, Any]:
-    html = output.get("data", {}).get("text/html")
-    if html is None:
-        return output
-    return {
-        **output,
-        "data": {**output["data"], "text/html": _ANIMATION.sub(_stoppable, "".join(html))},
-    }
-
-
-def _stoppable(match: re.Match[str]) -> str:
-    """An animation that stands still, on its first frame, for who has asked for less motion."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(base64.b64decode(match["data"]))) as frames:
-        buffer = io.BytesIO()
-        frames.convert("RGB").save(buffer, format="png", optimize=True)
-    still = base64.b64encode(buffer.getvalue()).decode()
-    quiet = '<source media="(prefers-reduced-motion: reduce), print" '
-    return f'<picture>{quiet}srcset="data:image/png;base64,{still}">{match[0]}</picture>'
 
 
 def _button(link: str) -> str:
