@@ -121,9 +121,10 @@ def _write_source(course: Course, source: Path) -> list[str]:
             text = book_pages.linked(data.decode(), name, set(names), course) + below.get(name, "")
         page = source / "pages" / f"{book_pages.docname(name)}{suffix}"
         files.write(page, text.encode())
+    offered = source / "extra" / book_pages.NOTEBOOKS
+    offered.mkdir(parents=True)
     for lesson in course.lessons:
-        notebook = source / "extra" / book_pages.NOTEBOOKS / f"{lesson.stem}.ipynb"
-        files.write(notebook, dump(course.student(lesson)))
+        files.write(offered / f"{lesson.stem}.ipynb", dump(course.student(lesson)))
     return names
 
 
@@ -148,7 +149,10 @@ def _run_sphinx(course: Course, source: Path, made: Path, root: str) -> None:
     except SphinxError as error:
         trouble = str(error)
     if trouble:
-        first, *others = trouble.replace(f"{source / 'pages'}/", "").splitlines()
+        written = re.compile(rf"{re.escape(str(source / 'pages'))}[/\\](\S+\.(md|ipynb))")
+        folder = {"md": "course", "ipynb": "solutions"}
+        named = written.sub(lambda found: f"{folder[found[2]]}/{found[1]}", trouble)
+        first, *others = named.splitlines()
         more = f" (and {len(others)} more lines)" if others else ""
         raise CourseError(f"The site was not built: {first}{more}: mend the page and build again.")
 
@@ -179,6 +183,8 @@ def _settings(course: Course, source: Path, root: str) -> dict[str, Any]:
         "html_static_path": [str(_THEME / "static"), str(mathjax)],
         "html_extra_path": [str(source / "extra")],
         "html_css_files": ["course.css"],
+        "html_js_files": [("course.js", {"defer": "defer"})],
+        "html_favicon": str(_THEME / "favicon.svg"),
     }
 
 
