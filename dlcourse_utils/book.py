@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +24,6 @@ from dlcourse_utils.render import dump
 
 CONFIGURATION = "book_config.yml"
 SITE = Path("build", "site")
-PORT = 8000
 _THEME = Path(__file__).parent / "book_theme"
 # Its folder has MathJax 3; that all formulas are drawn takes this one file of it.
 _MATHJAX_PACKAGE, _MATHJAX = "sphinx-mathjax-offline", "tex-svg.js"
@@ -58,7 +58,7 @@ def build_site(course: Course, site: Path) -> None:
         made.rename(site)
 
 
-def serve(port: int = PORT) -> None:
+def serve(port: int) -> None:
     """Show the built site on this machine until Ctrl-C; another port where that one is taken.
 
     Raises CourseError where no site was built.
@@ -69,7 +69,8 @@ def serve(port: int = PORT) -> None:
     with _server(site, port) as server:
         address = f"http://localhost:{server.server_address[1]}/"
         print(f"The site is on {address}; Ctrl-C stops it.", flush=True)
-        server.serve_forever()
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -366,4 +366,4 @@ def test_without_a_site_there_is_nothing_to_show(
 ) -> None:
     monkeypatch.setattr(book, "read_course", lambda: small)
     with pytest.raises(CourseError, match="run `make book` first"):
-        book.serve()
+        book.serve(0)

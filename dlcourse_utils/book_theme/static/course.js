@@ -4,3 +4,9 @@ window.MathJax?.startup?.promise?.then(() => {
     if (formula.scrollWidth > formula.clientWidth) formula.tabIndex = 0;
   }
 });
+
+// Paper is white.
+const page = document.documentElement.dataset;
+let theme;
+window.addEventListener("beforeprint", () => ([theme, page.theme] = [page.theme, "light"]));
+window.addEventListener("afterprint", () => (page.theme = theme));
