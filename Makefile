@@ -8,7 +8,7 @@ COURSE = .venv/bin/dlcourse
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test run notebooks lint lock clean
+.PHONY: help setup lab test run notebooks book serve lint lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,12 @@ run: setup ## execute a solved lesson and show its verdicts: make run LESSON=01
 
 notebooks: setup ## make the notebooks anew from solutions/*.py
 	@$(COURSE) build $(ARGS)
+
+book: setup ## build the site into build/site from the stored outputs; needs no network
+	@$(COURSE) book
+
+serve: book ## build the site and show it on this machine
+	@$(COURSE) serve $(ARGS)
 
 lint: setup ## style, generated files, unused code
 	@.venv/bin/ruff check .

@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--check", action="store_true", help="only say what is out of date")
     build.add_argument("--force", action="store_true", help="also where a student has edited")
     build.add_argument("--no-execute", action="store_true", help="leave the outputs as they are")
+    add(_book, "build the site from the stored outputs")
+    serve = add(_serve, "show the built site on this machine")
+    serve.add_argument("--port", type=int, default=8000, help="8000, or a free one where taken")
     data = add(_data, "show where the data files are, or fetch one")
     data.add_argument("name", nargs="?", help="the file to fetch")
     add(_doctor, "look at what the course stands on, and say what to do")
@@ -109,6 +112,18 @@ def _build(options: argparse.Namespace) -> int:
         force=options.force,
         execute=not options.no_execute,
     )
+
+
+def _book(_: argparse.Namespace) -> None:
+    from dlcourse_utils.book import book
+
+    book()
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from dlcourse_utils.book import serve
+
+    serve(options.port)
 
 
 def _data(options: argparse.Namespace) -> None:
