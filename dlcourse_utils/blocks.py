@@ -135,8 +135,8 @@ def teaching_page(lesson: Lesson) -> str:
 def sections(lesson: Lesson) -> list[Section]:
     """The sections of a lesson with their minutes, which add up to those of the lesson.
 
-    Exercises take the minutes that they say. What is left is shared out by the words of each
-    section's text, statements and references aside: nobody has measured it.
+    Exercises take the minutes that they say. Of what is left each section gets one, and the rest
+    is shared out by the words of its text: nobody has measured it.
     """
     titles, words, tasks = ["Opening"], [0], [[]]
     for cell in lesson.cells:
@@ -152,12 +152,14 @@ def sections(lesson: Lesson) -> list[Section]:
                 tasks.append([])
             else:
                 words[-1] += len(line.split())
-    if titles[-1] == "References":
-        words[-1] = 0
-    left = lesson.minutes - sum(task.minutes for task in lesson.exercises.values())
-    shares = _shared_out(left, words)
-    rows = zip(titles, shares, tasks, strict=True)
-    return [Section(title, share, tuple(some)) for title, share, some in rows if share or some]
+    if titles[-1] == "References":  # to look things up in, not to teach
+        titles, words, tasks = titles[:-1], words[:-1], tasks[:-1]
+    left = lesson.minutes - sum(task.minutes for task in lesson.exercises.values()) - len(titles)
+    shares = [1 + share for share in _shared_out(left, words)]
+    return [
+        Section(title, share, tuple(some))
+        for title, share, some in zip(titles, shares, tasks, strict=True)
+    ]
 
 
 def timetable(lesson: Lesson) -> str:
