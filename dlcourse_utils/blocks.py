@@ -155,7 +155,7 @@ def sections(lesson: Lesson) -> list[Section]:
     if titles[-1] == "References":  # to look things up in, not to teach
         titles, words, tasks = titles[:-1], words[:-1], tasks[:-1]
     left = lesson.minutes - sum(task.minutes for task in lesson.exercises.values()) - len(titles)
-    shares = [1 + share for share in _shared_out(left, words)]
+    shares = [1 + share for share in _shared_out(max(left, 0), words)]
     return [
         Section(title, share, tuple(some))
         for title, share, some in zip(titles, shares, tasks, strict=True)
