@@ -173,7 +173,8 @@ def timetable(lesson: Lesson) -> str:
         rows.append([f"{clock // 60}:{clock % 60:02}", _cell(section.title), length, _cell(tasks)])
         clock += length
     rows.append([f"{clock // 60}:{clock % 60:02}", "end", "", ""])
-    return _table(["from", "section", "minutes", "with the exercises"], rows)
+    table = _table(["from", "section", "minutes", "with the exercises"], rows)
+    return f"The lesson, solved: {_solved(lesson)}\n\n{table}"
 
 
 def mistakes(lesson: Lesson, specs: Mapping[str, Spec]) -> str:

@@ -45,7 +45,8 @@ BEGIN, END = pages.marks("lessons")
 WRITTEN = {
     "solutions/01_tiny.py": TEXT,
     "pyproject.toml": PROJECT,
-    "README.md": f"# Course\n\n<!-- figure:begin -->\n<!-- figure:end -->\n{BEGIN}\n{END}\n\nEnd.\n",
+    "README.md": "# Course\n\n<!-- figure:begin -->\n<!-- figure:end -->\n"
+    f"{BEGIN}\n{END}\n\nEnd.\n",
     "CITATION.cff": (ROOT / "CITATION.cff").read_text(encoding="utf-8"),
     "LICENSE": "Do what you like.\n",
     "LICENSE-text": "Say what you like.\n",
