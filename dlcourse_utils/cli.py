@@ -73,6 +73,10 @@ def _lab(options: argparse.Namespace) -> None:
     course = _checkout() / "course"
     if not any(course.glob("*.ipynb")):
         raise CourseError(f"There is no notebook in {course}: run `dlcourse build --no-execute`.")
+    # The start page, as it reads and not as it is written.
+    settings = Path(__file__).with_name("lab_settings")
+    start = ["--LabApp.default_url=/lab/tree/START_HERE.md"]
+    start.append(f"--LabApp.app_settings_dir={settings}")
     # jsonschema would take 1.5 s to compile this optional package's grammar, for a format that
     # the server does not use; to find it absent is a case that jsonschema handles.
     sys.modules.setdefault("rfc3987_syntax", None)
@@ -84,7 +88,7 @@ def _lab(options: argparse.Namespace) -> None:
     # In a container one often is root, and the server listens on this machine only.
     quiet = ["--ServerApp.log_level=WARN", "--LabApp.log_level=WARN"]
     own = [f"--ServerApp.root_dir={course}", "--allow-root", *quiet]
-    LabApp.launch_instance([*own, *options.others])
+    LabApp.launch_instance([*own, *start, *options.others])
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -22,7 +22,8 @@ LAYERS = (
     | {"lessons", "newton", "percent", "photometry", "plot", "regions", "telescope", "train"}
     | {"two_sample", "variational", "verdicts", "vi_coverage", "weights"},
     {"checks", "widgets"},
-    {"book", "book_pages", "build", "cli", "doctor", "execute", "leaks", "pages", "render", "run"},
+    {"blocks", "book", "book_pages", "build", "cli", "doctor", "execute", "leaks", "pages"}
+    | {"render", "run"},
 )
 # Modules that must be light: the command line and what the build of a student notebook needs.
 LIGHT = ("bootstrap", "cli", "doctor", "env", "errors", "lessons", "paths", "registry")
