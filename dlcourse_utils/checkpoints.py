@@ -7,11 +7,13 @@ whatever interrupts a write, the last good checkpoint stays.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlcourse_utils.env import first_line
@@ -43,7 +45,10 @@ class Checkpoints:
         self.ocp = ocp
         # A prefix, because orbax deletes old steps: a folder "2024" must not look like one.
         self.options = ocp.CheckpointManagerOptions(
-            max_to_keep=_KEPT, step_prefix="step", enable_async_checkpointing=False
+            max_to_keep=_KEPT,
+            step_prefix="step",
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
         )
 
     def restore(self, arrays: Any) -> tuple[Any, Any] | None:
@@ -65,7 +70,10 @@ class Checkpoints:
                 note = manager.restore(step, args=args.Composite(note=args.JsonRestore())).note
                 self._compare(note["settings"], self.settings | _layout(arrays))
                 items = args.Composite(arrays=args.StandardRestore(like))
-                return manager.restore(step, args=items).arrays, note["record"]
+                found = manager.restore(step, args=items).arrays
+                if fingerprint(jax.tree.leaves(found)) != note["fingerprint"]:
+                    raise ValueError("the arrays are not those that were saved")
+                return found, note["record"]
             except CheckpointError:
                 raise
             except Exception as error:  # orbax, tensorstore and JSON each raise their own
@@ -78,6 +86,7 @@ class Checkpoints:
         """Write a tree of arrays and a record of JSON values; they are on disk when it returns."""
         args = self.ocp.args
         note = {"settings": self.settings | _layout(arrays), "record": record}
+        note |= {"fingerprint": fingerprint(jax.tree.leaves(arrays))}
         items = args.Composite(arrays=args.StandardSave(arrays), note=args.JsonSave(note))
         with self._manager() as manager:
             try:
@@ -108,10 +117,12 @@ class Checkpoints:
         )
 
 
-def fingerprint(arrays: tuple[jax.Array, ...]) -> str:
+def fingerprint(arrays: Iterable[jax.Array]) -> str:
     """Kinds of the arrays and a checksum of what is in them."""
-    checksum = 0
+    arrays, checksum = tuple(arrays), 0
     for array in arrays:
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
         checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
     return f"{', '.join(map(_kind, arrays))} with checksum {checksum:08x}"
 

@@ -1,7 +1,7 @@
 """One small training, for tests that compare it on one device, on several and after a break.
 
-As a program it trains on all devices and is killed while it writes a checkpoint:
-`python trainings.py FOLDER`. With `python trainings.py FOLDER RANK PORT` it is one of two processes.
+As a program, `python trainings.py FOLDER` trains on all devices and is killed while it writes a
+checkpoint; `python trainings.py FOLDER RANK PORT` is one of two processes.
 """
 
 import os
@@ -18,7 +18,7 @@ import optax
 from dlcourse_utils import train
 from dlcourse_utils.errors import CourseError
 
-STEPS, REPORTS, KILLED_AT = 200, 10, 120
+STEPS, KILLED_AT = 200, 60
 
 
 def simulate(key, rows=48):
@@ -33,7 +33,7 @@ def start(width=32):
     sizes = ((3, width), (width, width), (width, 2))
     keys = jax.random.split(jax.random.key(0), len(sizes))
     return [
-        {"w": jax.random.normal(key, size) / jnp.sqrt(size[0]), "b": jnp.zeros(size[1])}
+        {"w": jax.random.normal(key, size) / jnp.sqrt(size[0]), "b": jnp.zeros((1, size[1]))}
         for key, size in zip(keys, sizes, strict=True)
     ]
 
@@ -57,9 +57,13 @@ def fit(**changes):
         "steps": STEPS,
         "batch_size": 48,
         "held_out": simulate(jax.random.key(3), 600),
-        "reports": REPORTS,
+        "reports": 10,
     }
     return train.fit(**arguments | changes)
+
+
+SIMULATED = {"data": simulate, "steps": 40, "reports": 2}
+UNEVEN = {"batch_size": 50, "steps": 40, "reports": 2}
 
 
 def numbers(result):
@@ -96,8 +100,8 @@ def several(folder):
     """On all devices of this process."""
     found = {}
     found["data"], found["data_parts"] = shares()
-    found["simulated"], found["simulated_parts"] = shares(data=simulate)
-    found["uneven"], found["uneven_parts"] = shares(batch_size=50)
+    found["simulated"], found["simulated_parts"] = shares(**SIMULATED)
+    found["uneven"], found["uneven_parts"] = shares(**UNEVEN)
     with jax.default_device(jax.devices()[1]):
         found["chosen"], found["chosen_parts"] = shares()
     found["orbax_is_loaded"] = "orbax" in sys.modules
