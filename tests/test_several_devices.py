@@ -197,7 +197,7 @@ def test_what_two_processes_have_trained_is_read_by_one(two, alone):
 
 
 def test_early_stopping_goes_on_with_what_it_knew(monkeypatch, tmp_path):
-    """Few rows, so that the held-out loss rises soon: the best parameters are older than the last."""
+    """Few rows, so that the held-out loss rises soon: the best parameters are not the last."""
     changes = {"data": trainings.simulate(jax.random.key(4), 30), "patience": 4}
     whole = trainings.fit(**changes)
     lowest = whole.history.step[whole.history.held_out.argmin()]
