@@ -17,8 +17,8 @@ MODULES = sorted(
 # The floor of each room; a module imports from its own floor and those below.
 LAYERS = (
     {"bootstrap", "env", "errors", "files", "paths", "registry"},
-    {"datasets", "diagnostics", "diffusion", "exact", "field_denoiser", "flows"}
-    | {"galaxy_posteriors", "galaxy_prior"}
+    {"checkpoints", "datasets", "diagnostics", "diffusion", "exact", "field_denoiser", "flows"}
+    | {"galaxy_posteriors", "galaxy_prior", "several_devices"}
     | {"lessons", "newton", "percent", "photometry", "plot", "regions", "telescope", "train"}
     | {"two_sample", "variational", "verdicts", "vi_coverage", "weights"},
     {"checks", "widgets"},
