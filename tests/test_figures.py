@@ -1,6 +1,5 @@
 """The widget: what it draws, how fast, and what a page without a kernel gets."""
 
-import base64
 import io
 import time
 
@@ -11,13 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.quiver import Quiver
-from PIL import Image, ImageSequence
 
 from dlcourse_utils import plot, telescope, widgets
 from dlcourse_utils.datasets import clusters, two_moons
 from dlcourse_utils.plot import (
-    animation,
     deconvolution,
+    filmstrip,
     realnvp,
     score_matching,
     stamps,
@@ -101,20 +99,6 @@ def test_a_redraw_of_the_path_takes_at_most_50_ms(path_explorer):
         path_explorer.draw(np.array([x, 0.0]))
         times.append(time.process_time() - begun)
     assert np.median(times) <= 0.050
-
-
-def test_the_animation_ends_at_the_last_stage_and_shows_it_first(monkeypatch):
-    shown = []
-    monkeypatch.setattr(animation, "display", lambda page: shown.append(page.data))
-    realnvp.animate(jnp.array([[[0.0, 0.0]], [[2.0, 1.0]]]), frames=3)
-    (page,) = shown
-    assert 'alt="points' in page
-    data = base64.b64decode(page.split("base64,")[1].split('"')[0])
-    with Image.open(io.BytesIO(data)) as gif:
-        frames = [np.asarray(frame.convert("L"), float) for frame in ImageSequence.Iterator(gif)]
-    assert len(frames) == 4  # the still one, the start, and two on the way
-    np.testing.assert_array_equal(frames[0], frames[-1])
-    assert np.any(frames[1] != frames[2]) and np.any(frames[2] != frames[3])
 
 
 def test_binned_mean():
@@ -687,19 +671,18 @@ def test_one_galaxy_with_at_most_five_samples(axes, n):
     assert_titles_do_not_meet()
 
 
-def test_the_posterior_forms_in_an_animation_below_a_megabyte(monkeypatch):
+def test_the_posterior_forms_in_an_animation(monkeypatch):
     shown = []
-    monkeypatch.setattr(animation, "display", lambda page: shown.append(page.data))
-    means = stamps_of(25, 63)
-    variational.forming(jnp.asarray(means), np.abs(means) / 10, np.arange(25) * 10)
-    (page,) = shown
-    assert 'alt="posterior mean' in page and len(page) < 1_000_000
-    data = base64.b64decode(page.split("base64,")[1].split('"')[0])
-    with Image.open(io.BytesIO(data)) as gif:
-        frames = [np.asarray(frame.convert("L"), float) for frame in ImageSequence.Iterator(gif)]
-    assert len(frames) == 26  # the last one comes first, too
-    np.testing.assert_array_equal(frames[0], frames[-1])
-    assert np.any(frames[1] != frames[2])
+    monkeypatch.setattr(filmstrip, "play", lambda frames, holds, label: shown.extend(frames))
+    means = stamps_of(12, 63)
+    variational.forming(jnp.asarray(means), np.abs(means) / 10, np.arange(12) * 10)
+    assert [frame.value for frame in shown] == [str(10 * k) for k in range(12)]
+    assert (
+        f"at step 110; the standard deviation is at most {np.abs(means[-1]).max() / 10:.2g} nJy"
+        in (shown[-1].alt)
+    )
+    first, last = (pixels(frame.png) for frame in (shown[0], shown[-1]))
+    assert first.shape == last.shape and np.any(first != last)
 
 
 def test_inpainting_marks_what_was_not_seen(axes):

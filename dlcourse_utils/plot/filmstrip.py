@@ -1,0 +1,142 @@
+"""Pictures computed beforehand, with a slider: a figure that moves without kernel and network.
+
+A page that runs no script, or a notebook that is not trusted, shows one of the pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+from IPython.display import display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+# The script makes the controls, so that there are none where it does not run. It serves all strips
+# that the page has by then: none is found by an id, and front ends need not say where a script is.
+_SCRIPT = """
+for (const figure of document.querySelectorAll("figure.dlcourse-filmstrip:not([data-ready])")) {
+  figure.dataset.ready = "";
+  const strip = JSON.parse(figure.querySelector("script").textContent);
+  const make = (name, style, more) =>
+    Object.assign(document.createElement(name), more, { style });
+  const row = make("div", "display:flex;flex-wrap:wrap;align-items:center;gap:.3em .8em");
+  const label = make("label", "display:flex;flex:1 1 16em;align-items:center;gap:.8em");
+  const slider = make("input", "flex:1 1 8em;min-width:6em;margin:0", {
+    type: "range", min: 0, max: strip.frames.length - 1, step: 1, value: strip.first });
+  const widest = Math.max(...strip.frames.map((frame) => frame.value.length));
+  const output = make("output", `min-width:${widest}ch;font-variant-numeric:tabular-nums`);
+  const picture = figure.querySelector("img");
+  const show = () => {
+    const frame = strip.frames[slider.valueAsNumber];
+    picture.src = "data:image/png;base64," + frame.png;
+    picture.alt = frame.alt;
+    output.textContent = frame.value;
+    slider.setAttribute("aria-valuetext", frame.value);
+  };
+  output.setAttribute("aria-live", "off"); // the slider says its value itself
+  row.setAttribute("data-lm-suppress-shortcuts", "true"); // arrow keys are the slider's in a lab
+  label.append(strip.label, slider);
+  row.append(label, output);
+  if (strip.holds) {
+    const button = make("button", "min-width:5em", { type: "button", textContent: "Play" });
+    let timer = null;
+    const stop = () => {
+      clearTimeout(timer);
+      timer = null;
+      button.textContent = "Play";
+    };
+    const wait = () => {
+      const k = slider.valueAsNumber;
+      if (k === strip.frames.length - 1) return stop();
+      timer = setTimeout(() => { slider.value = k + 1; show(); wait(); }, strip.holds[k]);
+    };
+    button.addEventListener("click", () => {
+      if (timer !== null) return stop();
+      if (slider.valueAsNumber === strip.frames.length - 1) slider.value = 0;
+      button.textContent = "Pause";
+      show();
+      wait();
+    });
+    slider.addEventListener("input", stop);
+    row.prepend(button);
+  }
+  slider.addEventListener("input", show);
+  show();
+  picture.after(row);
+  figure.querySelector("figcaption").textContent = strip.note;
+}
+"""
+
+
+class Frame(NamedTuple):
+    """One position of the slider: a PNG, the slider's value in words with unit, and alt text."""
+
+    png: bytes
+    value: str
+    alt: str
+
+
+def shrunk(canvas: FigureCanvasAgg, colours: int) -> bytes:
+    """What is on the canvas now as PNG with a palette of at most so many ``colours``."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    picture.quantize(colours, dither=Image.Dither.NONE).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def page(
+    frames: Sequence[Frame],
+    *,
+    label: str,
+    first: int,
+    still: str,
+    note: str = "",
+    holds: Sequence[int] | None = None,
+) -> str:
+    """HTML of pictures of one size, with a slider named ``label``.
+
+    Frame number ``first`` is the picture at the beginning, and the only one where no script runs.
+    The caption is then ``still``, and ``note`` where one runs. With ``holds``, milliseconds for
+    each frame, there is a button that plays all frames once.
+    """
+    begin = frames[first]
+    with Image.open(io.BytesIO(begin.png)) as picture:
+        width, height = picture.size
+    strip = {
+        "label": label,
+        "first": first,
+        "note": note,
+        "holds": holds and list(holds),
+        "frames": [frame._asdict() | {"png": _base64(frame.png)} for frame in frames],
+    }
+    # In a script, HTML has no escapes; a "<" could end it.
+    data = json.dumps(strip, ensure_ascii=False).replace("<", "\\u003c")
+    return (
+        '<figure class="dlcourse-filmstrip" style="margin:0">'
+        f'<img src="data:image/png;base64,{_base64(begin.png)}" alt="{escape(begin.alt)}" '
+        f'width="{width}" height="{height}" style="display:block;max-width:100%;height:auto">'
+        f"<figcaption>{escape(still)}</figcaption>"
+        f'<script type="application/json">{data}</script></figure>'
+        f"<script>{_SCRIPT}</script>"
+    )
+
+
+def play(frames: Sequence[Frame], holds: Sequence[int], *, label: str) -> None:
+    """Display ``frames`` as an animation that begins when asked, each for ``holds`` milliseconds.
+
+    Where no script runs, as in print, its last frame is shown.
+    """
+    still = "The last picture of an animation, which plays where scripts may run."
+    last = len(frames) - 1
+    html = page(frames, label=label, first=last, still=still, holds=holds)
+    display({"text/html": html, "text/plain": f"Animation: {frames[last].alt}"}, raw=True)
+
+
+def _base64(png: bytes) -> str:
+    return base64.b64encode(png).decode()
