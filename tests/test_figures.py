@@ -16,7 +16,6 @@ from dlcourse_utils.datasets import clusters, two_moons
 from dlcourse_utils.plot import (
     deconvolution,
     filmstrip,
-    realnvp,
     score_matching,
     stamps,
     variational,
@@ -677,10 +676,8 @@ def test_the_posterior_forms_in_an_animation(monkeypatch):
     means = stamps_of(12, 63)
     variational.forming(jnp.asarray(means), np.abs(means) / 10, np.arange(12) * 10)
     assert [frame.value for frame in shown] == [str(10 * k) for k in range(12)]
-    assert (
-        f"at step 110; the standard deviation is at most {np.abs(means[-1]).max() / 10:.2g} nJy"
-        in (shown[-1].alt)
-    )
+    most = np.abs(means[-1]).max() / 10
+    assert f"at step 110; the standard deviation is at most {most:.2g} nJy" in shown[-1].alt
     first, last = (pixels(frame.png) for frame in (shown[0], shown[-1]))
     assert first.shape == last.shape and np.any(first != last)
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from dlcourse_utils import widgets
+from dlcourse_utils.datasets import two_moons
 from dlcourse_utils.plot import filmstrip, realnvp
 
 SOLVED = sorted((Path(__file__).resolve().parent.parent / "solutions").glob("*.py"))
@@ -88,7 +89,14 @@ def test_texts_are_escaped_and_kept():
     assert parts.attributes("img")["alt"] == "".join(parts.texts["figcaption"]) == NASTY
 
 
-LEVELS = np.geomspace(0.02, 2.0, 60)
+GRID = jnp.linspace(12.4, 16.0, 301)
+LEVELS = np.geomspace(0.02, 2.0, 13)
+
+
+def moons_score(x, sigma):
+    return two_moons.score(x, jnp.hypot(sigma, two_moons.NOISE))
+
+
 CALLS = {
     "posterior": lambda: widgets.explore_posterior(
         lambda x: -0.5 * ((GRID[None] - x[:, :1]) / 0.2) ** 2,
@@ -106,10 +114,7 @@ CALLS = {
         start=(0.5, 1.0),
     ),
     "diffusion": lambda: widgets.explore_diffusion(
-        LEVELS,
-        LEVELS[:, None, None] * np.ones((60, 3, 2)),
-        lambda x, sigma: -x / sigma**2,
-        start=0.3,
+        LEVELS, LEVELS[:, None, None] * np.ones((13, 3, 2)), moons_score, start=0.3
     ),
     "strength": lambda: widgets.explore_strength(
         np.geomspace(1e-3, 1e3, 61),
@@ -126,15 +131,8 @@ CALLS = {
         1.0,
     ),
 }
-GRID = jnp.linspace(12.4, 16.0, 301)
 EXPECTED = {
-    "posterior": (
-        11,
-        4,
-        "14.4 dex",
-        "z = 0.1",
-        "the exact one peaks at 14.40, the network's at 14.40",
-    ),
+    "posterior": (11, 4, "14.4 dex", "z = 0.1", "exact one peaks at 14.40"),
     "path": (11, 6, "0.5 standard deviations", "z2 = 1", "from (0.5, 1.0) to (0.2, 0.5)"),
     "diffusion": (13, 8, "-0.53, sigma 0.29", "13 positions", "noise level 0.29"),
     "strength": (13, 6, "0.0, strength 1", "13 positions", "PSNR 30 dB"),
@@ -178,8 +176,12 @@ def test_the_live_widget_comes_without_html(shown, monkeypatch):
 
 
 def test_two_peaks_are_both_described():
-    two = lambda x: jnp.logaddexp(-((GRID - 14.0) ** 2) / 0.01, -((GRID - 15.04) ** 2) / 0.01)[None]
-    one = lambda x: -((GRID[None] - 12.4) ** 2) / 0.01  # at the edge of the grid
+    def two(x):
+        return jnp.logaddexp(-((GRID - 14.0) ** 2) / 0.01, -((GRID - 15.04) ** 2) / 0.01)[None]
+
+    def one(x):
+        return -((GRID[None] - 12.4) ** 2) / 0.01  # at the edge of the grid
+
     explorer = widgets.PosteriorExplorer(one, two, GRID, "mass")
     explorer.draw(np.zeros(1))
     assert "exact one peaks at 14.00 and 15.04, the network's at 12.40" in explorer.describe()
@@ -244,10 +246,8 @@ def opened(browser, tmp_path):
     path.write_text(f"<!doctype html><title>x</title>{heating}{playing}", encoding="utf-8")
 
     def page(**options):
-        context = browser.new_context(
-            offline=True, viewport={"width": 360, "height": 640}, **options
-        )
-        page = context.new_page()
+        phone = {"width": 360, "height": 640}
+        page = browser.new_context(offline=True, viewport=phone, **options).new_page()
         page.troubles = []
         page.on("pageerror", lambda error: page.troubles.append(str(error)))
         page.on("request", lambda r: r.url.startswith("http") and page.troubles.append(r.url))
