@@ -27,6 +27,7 @@ from dlcourse_utils.exact import normalise
 from dlcourse_utils.plot import MODEL, OTHER, TRUTH, filmstrip
 
 LogPosterior = Callable[[jax.Array], jax.Array]
+LONGEST = 5.0  # arrow of a score times the noise
 STILL = "Still picture: open the notebook and run this cell to move the sliders."
 # What an environment has in which outputs are made to be stored. Elsewhere no film strip is made:
 # it costs time, and Colab prefers HTML to a widget.
@@ -72,7 +73,7 @@ class Explorer:
     def frame(self, values: np.ndarray, words: str) -> filmstrip.Frame:
         """The picture at these values of the sliders as part of a film strip."""
         self._redraw(values)
-        return filmstrip.Frame(filmstrip.shrunk(self._canvas, 128), words, self.describe())
+        return filmstrip.Frame(filmstrip.picture(self._canvas), words, self.describe())
 
     def _redraw(self, values: np.ndarray) -> None:
         self.move(values)
@@ -176,9 +177,15 @@ class DiffusionExplorer(Explorer):
         noises = np.hypot(self._levels, two_moons.NOISE)
         shades = [np.exp(np.asarray(two_moons.log_prob(plane, float(n)))) for n in noises]
         self._shades = [(p / p.max()).reshape(len(first), -1).T for p in shades]
-        self._arrows = [
+        arrows = [
             np.asarray(score(jnp.asarray(coarse), level)) * noise
             for level, noise in zip(self._levels, noises, strict=True)
+        ]
+        # An arrow reaches to the next at most: longer ones would cover the moons.
+        lengths = [np.linalg.norm(arrow, axis=1, keepdims=True) for arrow in arrows]
+        self._arrows = [
+            arrow * LONGEST / np.maximum(length, LONGEST)
+            for arrow, length in zip(arrows, lengths, strict=True)
         ]
         extent = (first[0], first[-1], second[0], second[-1])
         shade = self.ax.imshow(
@@ -359,8 +366,9 @@ def explore_diffusion(
     maps points (m, 2) to their score. A page without a kernel shows a film strip.
     """
     ends = float(np.log10(np.min(levels))), float(np.log10(np.max(levels)))
-    name = "log10 sigma"
-    strip = Strip(name, np.linspace(*ends, 13), lambda s: f"{s:.2f}, sigma {10**s:.2g}")
+    name, of_strip = "log10 sigma", np.linspace(0, len(levels) - 1, 11).round().astype(int)
+    values = np.log10(np.sort(levels)[of_strip])
+    strip = Strip(name, values, lambda s: f"{s:.2f}, sigma {10**s:.2g}")
     _show(DiffusionExplorer(levels, points, score), [np.log10(start)], {name: ends}, strip)
 
 
@@ -382,7 +390,7 @@ def explore_strength(
     ends = float(np.log10(np.min(strengths))), float(np.log10(np.max(strengths)))
     explorer = StrengthExplorer(strengths, *map(jax.device_get, (restored, notes, seen, truth)))
     name = "log10 strength"
-    strip = Strip(name, np.linspace(*ends, 13), lambda s: f"{s:.1f}, strength {10**s:.2g}")
+    strip = Strip(name, np.linspace(*ends, 13), lambda s: f"{s:.1f}, strength {10**s:.4g}")
     _show(explorer, [np.log10(start)], {name: ends}, strip)
 
 

@@ -49,9 +49,8 @@ class Parts(HTMLParser):
 
 
 def a_frame(shade, value="", alt=""):
-    buffer = io.BytesIO()
-    Image.new("L", (60, 40), shade).save(buffer, format="png")
-    return filmstrip.Frame(buffer.getvalue(), value or f"{shade} W", alt or f"grey {shade}")
+    picture = Image.new("RGB", (60, 40), (shade, shade, shade))
+    return filmstrip.Frame(picture, value or f"{shade} W", alt or f"grey {shade}")
 
 
 def pictures(strip):
@@ -134,7 +133,7 @@ CALLS = {
 EXPECTED = {
     "posterior": (11, 4, "14.4 dex", "z = 0.1", "exact one peaks at 14.40"),
     "path": (11, 6, "0.5 standard deviations", "z2 = 1", "from (0.5, 1.0) to (0.2, 0.5)"),
-    "diffusion": (13, 8, "-0.53, sigma 0.29", "13 positions", "noise level 0.29"),
+    "diffusion": (11, 6, "-0.53, sigma 0.29", "11 positions", "noise level 0.29"),
     "strength": (13, 6, "0.0, strength 1", "13 positions", "PSNR 30 dB"),
     "samples": (12, 0, "1 of 20", "12 positions", "sample 1 of 20: χ² per pixel 1.00"),
 }

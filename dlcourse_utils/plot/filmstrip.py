@@ -17,6 +17,7 @@ from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+COLOURS = 128
 # The script makes the controls, so that there are none where it does not run. It serves all strips
 # that the page has by then: none is found by an id, and front ends need not say where a script is.
 _SCRIPT = """
@@ -75,19 +76,16 @@ for (const figure of document.querySelectorAll("figure.dlcourse-filmstrip:not([d
 
 
 class Frame(NamedTuple):
-    """One position of the slider: a PNG, the slider's value in words with unit, and alt text."""
+    """One position of the slider: a picture, the slider's value in words with unit, alt text."""
 
-    png: bytes
+    picture: Image.Image
     value: str
     alt: str
 
 
-def shrunk(canvas: FigureCanvasAgg, colours: int) -> bytes:
-    """What is on the canvas now as PNG with a palette of at most so many ``colours``."""
-    buffer = io.BytesIO()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(colours, dither=Image.Dither.NONE).save(buffer, format="png")
-    return buffer.getvalue()
+def picture(canvas: FigureCanvasAgg) -> Image.Image:
+    """What is on the canvas now."""
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def page(
@@ -105,24 +103,26 @@ def page(
     The caption is then ``still``, and ``note`` where one runs. With ``holds``, milliseconds for
     each frame, there is a button that plays all frames once.
     """
-    begin = frames[first]
-    with Image.open(io.BytesIO(begin.png)) as picture:
-        width, height = picture.size
+    begin, (width, height) = frames[first], frames[first].picture.size
+    data = [base64.b64encode(png).decode() for png in _shrunk([f.picture for f in frames])]
     strip = {
         "label": label,
         "first": first,
         "note": note,
         "holds": holds and list(holds),
-        "frames": [frame._asdict() | {"png": _base64(frame.png)} for frame in frames],
+        "frames": [
+            {"png": png, "value": frame.value, "alt": frame.alt}
+            for png, frame in zip(data, frames, strict=True)
+        ],
     }
     # In a script, HTML has no escapes; a "<" could end it.
-    data = json.dumps(strip, ensure_ascii=False).replace("<", "\\u003c")
+    script = json.dumps(strip, ensure_ascii=False).replace("<", "\\u003c")
     return (
         '<figure class="dlcourse-filmstrip" style="margin:0">'
-        f'<img src="data:image/png;base64,{_base64(begin.png)}" alt="{escape(begin.alt)}" '
+        f'<img src="data:image/png;base64,{data[first]}" alt="{escape(begin.alt)}" '
         f'width="{width}" height="{height}" style="display:block;max-width:100%;height:auto">'
         f"<figcaption>{escape(still)}</figcaption>"
-        f'<script type="application/json">{data}</script></figure>'
+        f'<script type="application/json">{script}</script></figure>'
         f"<script>{_SCRIPT}</script>"
     )
 
@@ -132,11 +132,19 @@ def play(frames: Sequence[Frame], holds: Sequence[int], *, label: str) -> None:
 
     Where no script runs, as in print, its last frame is shown.
     """
-    still = "The last picture of an animation, which plays where scripts may run."
+    still = "Still picture: the end of an animation, which plays where scripts may run."
     last = len(frames) - 1
     html = page(frames, label=label, first=last, still=still, holds=holds)
     display({"text/html": html, "text/plain": f"Animation: {frames[last].alt}"}, raw=True)
 
 
-def _base64(png: bytes) -> str:
-    return base64.b64encode(png).decode()
+def _shrunk(pictures: Sequence[Image.Image]) -> list[bytes]:
+    """Small PNGs of one palette, so that what stands still in all pictures does not flicker."""
+    halves = [np.asarray(one)[::2, ::2] for one in pictures]
+    palette = Image.fromarray(np.concatenate(halves)).quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
+    shrunk = []
+    for one in pictures:
+        buffer = io.BytesIO()
+        one.quantize(palette=palette, dither=Image.Dither.NONE).save(buffer, format="png")
+        shrunk.append(buffer.getvalue())
+    return shrunk

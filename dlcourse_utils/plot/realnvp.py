@@ -176,7 +176,7 @@ def animate(stages: jax.Array, frames: int = 5) -> None:
             ax.draw_artist(dots)
             value = f"{2 * max(k - 1 + t, 0):g} of {layers}"
             alt = f"Points of a Gaussian on their way onto two moons, after layer {value}."
-            pictures.append(filmstrip.Frame(filmstrip.shrunk(canvas, 32), value, alt))
+            pictures.append(filmstrip.Frame(filmstrip.picture(canvas), value, alt))
             holds.append(90)
         holds[-1] = 900
     filmstrip.play(pictures, holds, label="layer")

@@ -217,7 +217,7 @@ def forming(means: np.ndarray, stds: np.ndarray, steps: np.ndarray) -> None:
             f"Mean and standard deviation of the posterior of a galaxy at step {step}; "
             f"the standard deviation is at most {std.max():.2g} nJy."
         )
-        pictures.append(filmstrip.Frame(filmstrip.shrunk(canvas, 128), f"{step}", alt))
+        pictures.append(filmstrip.Frame(filmstrip.picture(canvas), f"{step}", alt))
     filmstrip.play(pictures, [400] * len(pictures), label="training step")
 
 
