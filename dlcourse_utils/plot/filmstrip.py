@@ -26,7 +26,8 @@ for (const figure of document.querySelectorAll("figure.dlcourse-filmstrip:not([d
   const strip = JSON.parse(figure.querySelector("script").textContent);
   const make = (name, style, more) =>
     Object.assign(document.createElement(name), more, { style });
-  const row = make("div", "display:flex;flex-wrap:wrap;align-items:center;gap:.3em .8em");
+  const row = make("div", "display:flex;flex-wrap:wrap;align-items:center;gap:.3em .8em;" +
+    "margin:.4em 0");
   const label = make("label", "display:flex;flex:1 1 16em;align-items:center;gap:.8em");
   const slider = make("input", "flex:1 1 8em;min-width:6em;margin:0", {
     type: "range", min: 0, max: strip.frames.length - 1, step: 1, value: strip.first });
@@ -118,10 +119,10 @@ def page(
     # In a script, HTML has no escapes; a "<" could end it.
     script = json.dumps(strip, ensure_ascii=False).replace("<", "\\u003c")
     return (
-        '<figure class="dlcourse-filmstrip" style="margin:0">'
+        f'<figure class="dlcourse-filmstrip" style="margin:0;max-width:{width}px">'
         f'<img src="data:image/png;base64,{data[first]}" alt="{escape(begin.alt)}" '
         f'width="{width}" height="{height}" style="display:block;max-width:100%;height:auto">'
-        f"<figcaption>{escape(still)}</figcaption>"
+        f'<figcaption style="font-size:.9em">{escape(still)}</figcaption>'
         f'<script type="application/json">{script}</script></figure>'
         f"<script>{_SCRIPT}</script>"
     )
@@ -142,6 +143,9 @@ def _shrunk(pictures: Sequence[Image.Image]) -> list[bytes]:
     """Small PNGs of one palette, so that what stands still in all pictures does not flicker."""
     halves = [np.asarray(one)[::2, ::2] for one in pictures]
     palette = Image.fromarray(np.concatenate(halves)).quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
+    colours = np.reshape(palette.getpalette(), (-1, 3))
+    colours[colours.min(axis=1) >= 248] = 255  # paper is white, not nearly so
+    palette.putpalette(colours.ravel().tolist())
     shrunk = []
     for one in pictures:
         buffer = io.BytesIO()
