@@ -279,6 +279,11 @@ def test_arrow_keys_move_one_strip_of_two(opened):
     assert first.locator("figcaption").inner_text() == "Moves."
     assert page.get_by_role("button").count() == 1  # only the second can play
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    # What JupyterLab looks for before it takes an arrow key for its own.
+    assert (
+        page.locator("input, button").count()
+        == page.locator("[data-lm-suppress-shortcuts]").count()
+    )
     assert page.troubles == []
 
 

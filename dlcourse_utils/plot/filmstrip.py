@@ -17,7 +17,6 @@ from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-COLOURS = 128
 # The script makes the controls, so that there are none where it does not run. It serves all strips
 # that the page has by then: none is found by an id, and front ends need not say where a script is.
 _SCRIPT = """
@@ -42,11 +41,12 @@ for (const figure of document.querySelectorAll("figure.dlcourse-filmstrip:not([d
     slider.setAttribute("aria-valuetext", frame.value);
   };
   output.setAttribute("aria-live", "off"); // the slider says its value itself
-  row.setAttribute("data-lm-suppress-shortcuts", "true"); // arrow keys are the slider's in a lab
+  slider.dataset.lmSuppressShortcuts = "true"; // or JupyterLab takes its keys
   label.append(strip.label, slider);
   row.append(label, output);
   if (strip.holds) {
     const button = make("button", "min-width:5em", { type: "button", textContent: "Play" });
+    button.dataset.lmSuppressShortcuts = "true";
     let timer = null;
     const stop = () => {
       clearTimeout(timer);
@@ -97,15 +97,16 @@ def page(
     still: str,
     note: str = "",
     holds: Sequence[int] | None = None,
+    colours: int = 128,
 ) -> str:
     """HTML of pictures of one size, with a slider named ``label``.
 
     Frame number ``first`` is the picture at the beginning, and the only one where no script runs.
     The caption is then ``still``, and ``note`` where one runs. With ``holds``, milliseconds for
-    each frame, there is a button that plays all frames once.
+    each frame, there is a button that plays all frames once. All pictures share ``colours``.
     """
     begin, (width, height) = frames[first], frames[first].picture.size
-    data = [base64.b64encode(png).decode() for png in _shrunk([f.picture for f in frames])]
+    data = [base64.b64encode(png).decode() for png in _shrunk(frames, colours)]
     strip = {
         "label": label,
         "first": first,
@@ -122,33 +123,34 @@ def page(
         f'<figure class="dlcourse-filmstrip" style="margin:0;max-width:{width}px">'
         f'<img src="data:image/png;base64,{data[first]}" alt="{escape(begin.alt)}" '
         f'width="{width}" height="{height}" style="display:block;max-width:100%;height:auto">'
-        f'<figcaption style="font-size:.9em">{escape(still)}</figcaption>'
+        f'<figcaption style="color:inherit;font-size:.9em">{escape(still)}</figcaption>'
         f'<script type="application/json">{script}</script></figure>'
         f"<script>{_SCRIPT}</script>"
     )
 
 
-def play(frames: Sequence[Frame], holds: Sequence[int], *, label: str) -> None:
+def play(frames: Sequence[Frame], holds: Sequence[int], *, label: str, colours: int = 128) -> None:
     """Display ``frames`` as an animation that begins when asked, each for ``holds`` milliseconds.
 
     Where no script runs, as in print, its last frame is shown.
     """
     still = "Still picture: the end of an animation, which plays where scripts may run."
     last = len(frames) - 1
-    html = page(frames, label=label, first=last, still=still, holds=holds)
+    html = page(frames, label=label, first=last, still=still, holds=holds, colours=colours)
     display({"text/html": html, "text/plain": f"Animation: {frames[last].alt}"}, raw=True)
 
 
-def _shrunk(pictures: Sequence[Image.Image]) -> list[bytes]:
+def _shrunk(frames: Sequence[Frame], colours: int) -> list[bytes]:
     """Small PNGs of one palette, so that what stands still in all pictures does not flicker."""
-    halves = [np.asarray(one)[::2, ::2] for one in pictures]
-    palette = Image.fromarray(np.concatenate(halves)).quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
-    colours = np.reshape(palette.getpalette(), (-1, 3))
-    colours[colours.min(axis=1) >= 248] = 255  # paper is white, not nearly so
-    palette.putpalette(colours.ravel().tolist())
+    halves = np.concatenate([np.asarray(frame.picture)[::2, ::2] for frame in frames])
+    palette = Image.fromarray(halves).quantize(colours, Image.Quantize.MAXCOVERAGE)
+    table = np.reshape(palette.getpalette(), (-1, 3))
+    table[table.min(axis=1) >= 248] = 255  # paper is white, not nearly so
+    palette.putpalette(table.ravel().tolist())
     shrunk = []
-    for one in pictures:
+    for frame in frames:
         buffer = io.BytesIO()
-        one.quantize(palette=palette, dither=Image.Dither.NONE).save(buffer, format="png")
+        few = frame.picture.quantize(palette=palette, dither=Image.Dither.NONE)
+        few.save(buffer, format="png")
         shrunk.append(buffer.getvalue())
     return shrunk

@@ -150,7 +150,7 @@ def training(histories: dict[str, History], floor: float) -> None:
     ax.set_title("How far from the exact density")
 
 
-def animate(stages: jax.Array, frames: int = 5) -> None:
+def animate(stages: jax.Array, frames: int = 4) -> None:
     """Show points moving through the stages (k, n, 2), as an animation that needs no kernel."""
     points = np.asarray(jax.device_get(stages))
     angle = np.arctan2(points[0][:, 1] - 0.25, points[0][:, 0] - 0.5)
@@ -174,12 +174,12 @@ def animate(stages: jax.Array, frames: int = 5) -> None:
             dots.set_offsets((1.0 - ease) * points[k - 1] + ease * points[k])
             canvas.restore_region(background)
             ax.draw_artist(dots)
-            value = f"{2 * max(k - 1 + t, 0):g} of {layers}"
+            value = f"{round(2 * max(k - 1 + t, 0), 1):g} of {layers}"
             alt = f"Points of a Gaussian on their way onto two moons, after layer {value}."
             pictures.append(filmstrip.Frame(filmstrip.picture(canvas), value, alt))
-            holds.append(90)
+            holds.append(110)
         holds[-1] = 900
-    filmstrip.play(pictures, holds, label="layer")
+    filmstrip.play(pictures, holds, label="layer", colours=32)
 
 
 @on_host
