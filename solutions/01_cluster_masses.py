@@ -723,6 +723,9 @@ widgets.explore_posterior(
         "log_n": (0.7, 2.3),
         "z": (0.02, 0.2),
     },
+    strip=widgets.Strip(
+        "log_sigma", jnp.linspace(2.6, 3.1, 11), lambda s: f"{s:.2f}, sigma {10**s:.0f} km/s"
+    ),
 )
 
 # %% [markdown]

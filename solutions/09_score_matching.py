@@ -1193,7 +1193,7 @@ verdict("log-normal field: rms error of Wiener over ours", factor, low=1.0, erro
 # %% [markdown]
 # ## 9 · Slide the noise
 #
-# Move the noise level. Points follow the probability-flow ODE, arrows show the learned score, in units of the noise, and the shade is the exact density.
+# Move the noise level. Points follow the probability-flow ODE, arrows show the learned score, in units of the noise (at most 5 of them), and the shade is the exact density.
 # Where do the points choose their moon? (Most between 0.5 and 0.2, as the hill breaks in two.)
 
 # %% tags=["widget"] alt="The density of the blurred moons at one noise level, arrows of the learned score, and points on their way along the ODE."
