@@ -1,4 +1,4 @@
-"""A browser for the tests: find one, open pages that keep count of errors, hold them to axe-core."""
+"""A browser for the tests: find one, open pages that note their errors, hold them to axe-core."""
 
 import functools
 import os

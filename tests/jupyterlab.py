@@ -18,6 +18,7 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from tests.browsers import Visit
+from tests.environments import run, unprivileged
 
 # All cells are in the page, also those out of sight, and nobody is asked about news.
 _SETTINGS = {
@@ -43,29 +44,29 @@ _HANDLED = "n => window.statuses.filter(([state]) => state === 'idle').length >=
 
 
 @contextmanager
-def serving(command: list[str], folder: Path, log: Path, **variables: str) -> Iterator[str]:
+def serving(
+    command: list[str], folder: Path, log: Path, environment: dict[str, str]
+) -> Iterator[str]:
     """Run a command that serves JupyterLab from a folder; the address of its start page.
 
     ``log`` takes what it says.
     """
-    hidden = {"MPLBACKEND", "PYTHONSTARTUP"}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
     with log.open("w") as said:
         server = subprocess.Popen(
             command,
             cwd=folder,
-            env=environment | {"BROWSER": "no-such-browser"} | variables,
+            env=environment | {"BROWSER": "no-such-browser"},
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
         until = time.monotonic() + 180
-        while not (address := re.search(r"http://localhost:\d+/lab\S*", log.read_text())):
+        while not (address := re.search(r"(http://localhost:\d+/lab\S*)\s", log.read_text())):
             if server.poll() is not None or time.monotonic() > until:
                 pytest.fail(f"no address in: {log.read_text()}")
             time.sleep(0.05)
-        yield address[0]
+        yield address[1]
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
@@ -76,16 +77,13 @@ class Lab:
     """A JupyterLab on a copy of the checkout; what it writes stays in the folder of the test."""
 
     checkout: Path
-    variables: dict[str, str]
+    environment: dict[str, str]
     address: str
 
     def dlcourse(self, *words: str) -> str:
         """What the course's command says in this checkout, for this person."""
         command = [sys.executable, "-m", "dlcourse_utils.cli", *words]
-        variables = os.environ | self.variables
-        return subprocess.run(
-            command, cwd=self.checkout, env=variables, capture_output=True, text=True, check=True
-        ).stdout
+        return run(*command, cwd=self.checkout, env=self.environment)
 
     def page(self, notebook: str) -> str:
         """Address of a notebook of course/."""
@@ -95,7 +93,12 @@ class Lab:
 
 @contextmanager
 def lab(checkout: Path, folder: Path) -> Iterator[Lab]:
-    """`dlcourse lab` in a copy of the checkout, for somebody without settings and progress."""
+    """`dlcourse lab` in a copy of the checkout, for somebody without settings and progress.
+
+    And without rights: that of root, and that to write into data/.
+    """
+    for path in [checkout / "data", *(checkout / "data").rglob("*")]:
+        path.chmod(path.stat().st_mode & 0o555)
     for name, values in _SETTINGS.items():
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,12 +112,14 @@ def lab(checkout: Path, folder: Path) -> Iterator[Lab]:
         "JUPYTERLAB_SETTINGS_DIR": "settings",
         "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
     }
-    variables = {name: str(folder / place) for name, place in places.items()}
-    variables["PYTHONPATH"] = str(checkout)  # kernels import the copy
-    command = [sys.executable, "-m", "dlcourse_utils.cli", "lab"]
+    hidden = {"MPLBACKEND", "PYTHONSTARTUP"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {name: str(folder / place) for name, place in places.items()}
+    environment["PYTHONPATH"] = str(checkout)  # kernels import the copy
+    command = [*unprivileged(), sys.executable, "-m", "dlcourse_utils.cli", "lab"]
     command.append("--LabApp.expose_app_in_browser=True")
-    with serving(command, checkout, folder / "lab.log", **variables) as address:
-        yield Lab(checkout, variables, address)
+    with serving(command, checkout, folder / "lab.log", environment) as address:
+        yield Lab(checkout, environment, address)
 
 
 class Notebook:
