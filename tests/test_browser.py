@@ -18,8 +18,8 @@ from dlcourse_utils.checks import engine
 from dlcourse_utils.render import dump
 from tests import browsers
 from tests.environments import copy_checkout
-from tests.jupyterlab import Notebook
-from tests.jupyterlab import lab as started
+from tests.labs import Notebook
+from tests.labs import lab as started
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,6 @@ class Ran(NamedTuple):
     lesson: lessons.Lesson
     notebook: Notebook
     content: dict
-    seconds: float
 
 
 @pytest.fixture(scope="module", params=COURSE.lessons, ids=lambda lesson: lesson.stem)
@@ -84,7 +83,7 @@ def ran(request, lab, browser):
         notebook = Notebook(visit, lab.page(f"{lesson.stem}.ipynb"))
         seconds = notebook.run_all(4 * lesson.seconds)
         browsers.note(f"{lesson.stem}, Run All", seconds, "s")
-        yield Ran(lesson, notebook, notebook.content(), seconds)
+        yield Ran(lesson, notebook, notebook.content())
         notebook.close()
 
 
@@ -191,9 +190,8 @@ OUTCOMES = ("not started", "not yet right", "your code raised an error", "right"
 
 def test_what_checks_say_can_be_read_by_everybody(lab, browser):
     """No serious finding of axe-core in the messages, with the lab's own colours and fonts."""
-    cells = [nbformat.v4.new_code_cell(source, id=f"c{k}") for k, source in enumerate(MESSAGES)]
-    for cell in cells:
-        cell.metadata.jupyter = {"source_hidden": True}
+    hidden = {"jupyter": {"source_hidden": True}}
+    cells = [nbformat.v4.new_code_cell(source, metadata=hidden) for source in MESSAGES]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), lab.checkout / "course/messages.ipynb")
     with browsers.visit(browser, height=1600) as visit:
         notebook = Notebook(visit, lab.page("messages.ipynb"))
@@ -206,3 +204,11 @@ def test_what_checks_say_can_be_read_by_everybody(lab, browser):
             browsers.keep(visit.page, f"messages-{theme.split()[-1].lower()}")
             assert browsers.barriers(visit.page, ".jp-OutputArea-output") == []
         notebook.close()
+
+
+def test_the_terminal_shows_the_address_and_nothing_else(lab):
+    """After all the kernels of this module; a warning there would only worry."""
+    said = lab.log.read_text()
+    assert said.startswith("Opening the course in JupyterLab")
+    last = f"{lab.address.replace('localhost', '127.0.0.1')}\n"
+    assert said.partition(last)[2] == ""

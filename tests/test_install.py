@@ -26,7 +26,7 @@ from tests.environments import (
     run,
     uv,
 )
-from tests.jupyterlab import serving
+from tests.labs import serving
 
 pytestmark = pytest.mark.slow
 

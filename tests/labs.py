@@ -79,6 +79,7 @@ class Lab:
     checkout: Path
     environment: dict[str, str]
     address: str
+    log: Path
 
     def dlcourse(self, *words: str) -> str:
         """What the course's command says in this checkout, for this person."""
@@ -118,8 +119,9 @@ def lab(checkout: Path, folder: Path) -> Iterator[Lab]:
     environment["PYTHONPATH"] = str(checkout)  # kernels import the copy
     command = [*unprivileged(), sys.executable, "-m", "dlcourse_utils.cli", "lab"]
     command.append("--LabApp.expose_app_in_browser=True")
-    with serving(command, checkout, folder / "lab.log", environment) as address:
-        yield Lab(checkout, environment, address)
+    log = folder / "lab.log"
+    with serving(command, checkout, log, environment) as address:
+        yield Lab(checkout, environment, address, log)
 
 
 class Notebook:
