@@ -85,8 +85,11 @@ def _lab(options: argparse.Namespace) -> None:
     except ImportError:
         raise CourseError("JupyterLab is missing: run `pip install 'dlcourse[lab]'`.") from None
     print("Opening the course in JupyterLab; its address follows, Ctrl-C stops it.", flush=True)
+    # Warnings are of no use to who opens a notebook (it is "not trusted" until it has run), and the
+    # address is no warning. Kernels warn where the server could encrypt what they say and does not.
+    quiet = ["--ServerApp.log_level=ERROR", "--LabApp.log_level=ERROR"]
+    quiet.append("--KernelManager.transport_encryption=auto")
     # In a container one often is root, and the server listens on this machine only.
-    quiet = ["--ServerApp.log_level=WARN", "--LabApp.log_level=WARN"]
     own = [f"--ServerApp.root_dir={course}", "--allow-root", *quiet]
     LabApp.launch_instance([*own, *start, *options.others])
 

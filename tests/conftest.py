@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 # Files of tests that come before the notebooks, and these before the rest.
-LONGEST = {"test_colab": -2, "test_checks": -2, "test_notebooks": -1}
+LONGEST = {"test_browser": -2, "test_colab": -2, "test_checks": -2, "test_notebooks": -1}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -53,6 +53,13 @@ def copy_checkout(target: Path) -> Path:
     return target
 
 
+def unprivileged() -> list[str]:
+    """Words before a command that take root's rights from it; none for who has none."""
+    if os.name != "posix" or os.geteuid() or not shutil.which("setpriv"):
+        return []
+    return ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]
+
+
 def run(*command: object, **options) -> str:
     """Output of a command that must succeed; both streams go into the failure's message."""
     options.setdefault("env", clean_environment())

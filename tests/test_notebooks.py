@@ -17,6 +17,7 @@ import pytest
 
 from dlcourse_utils import execute, leaks, lessons
 from dlcourse_utils.build import build, read_course
+from tests import browsers
 from tests.environments import ROOT, committed, stored
 
 LESSONS = lessons.sources()
@@ -96,6 +97,7 @@ def test_all_verdicts_are_in_their_bands(source):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(browsers.find() is not None, reason="test_browser.py runs it, in JupyterLab")
 @pytest.mark.parametrize("source", LESSONS, ids=lambda path: path.stem)
 def test_an_untouched_student_notebook_ends_clean_in_its_bands_and_in_time(source):
     """Cold caches. `make run` holds the seconds; here other tests and processes share the cores."""
