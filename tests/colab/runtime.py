@@ -1,7 +1,8 @@
 """A runtime like Colab's: its packages, its kernel, and a git that finds the course's repository.
 
-Cells run as they stand in the notebooks. `!` runs in a shell with the runtime's Python first,
-`google.colab` is loaded when the kernel starts, and git takes public addresses from this machine.
+Cells run as they stand in the notebooks. When the kernel starts, `google.colab` is loaded; `!` is
+Colab's way of running a shell, which finds the runtime's Python first; git takes the course's
+public address from this machine.
 """
 
 import json
@@ -22,7 +23,24 @@ from tests.environments import clean_environment, make_environment, uv
 
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
 CELL_TIMEOUT = 600  # seconds; only a cell that hangs takes longer
-_COLAB = 'import sys, types\nsys.modules["google.colab"] = types.ModuleType("google.colab")\n'
+# etils, on which jax and flax stand, takes `output` where it sees Colab. IPython's own `!` would
+# fork the kernel, and Python warns of that where jax is loaded; Colab's starts a process.
+_STARTUP = """
+import subprocess, sys, types
+from IPython import get_ipython
+
+def _system(command):
+    shell = get_ipython()
+    line = shell.var_expand(command, depth=1)
+    ways = {"shell": True, "executable": "/bin/bash", "stderr": subprocess.STDOUT}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, **ways) as process:
+        for line in process.stdout:
+            print(line, end="")
+    shell.user_ns["_exit_code"] = process.returncode
+
+sys.modules["google.colab"] = types.SimpleNamespace(output=None)
+get_ipython().system = _system
+"""
 
 
 class Ran(NamedTuple):
@@ -51,7 +69,7 @@ class Runtime:
         uv("pip", "install", "--python", self.python, *packages)
         startup = folder / "ipython" / "profile_default" / "startup"
         startup.mkdir(parents=True)
-        (startup / "00-colab.py").write_text(_COLAB)
+        (startup / "00-colab.py").write_text(_STARTUP)
 
     def packages(self) -> dict[str, str]:
         """The version of each package."""
@@ -61,7 +79,7 @@ class Runtime:
     def settings(self) -> dict[str, str]:
         """The kernel's variables: pip starts without what it has fetched before, as on Colab."""
         path = os.pathsep.join([str(self.python.parent), os.environ["PATH"]])
-        pip = {"PIP_NO_CACHE_DIR": "1", "PIP_RETRIES": "1"}
+        pip = {"PIP_NO_CACHE_DIR": "1", "PIP_RETRIES": "0"}
         return clean_environment(PATH=path, IPYTHONDIR=str(self.folder / "ipython"), **pip)
 
 
