@@ -12,7 +12,7 @@
 # prerequisites:
 #   - Python with NumPy arrays; a first look at jax.numpy and at training a network
 #   - densities, Bayes' theorem, the normal law
-# needs: a CPU is enough; a GPU is used when there is one
+# needs: a CPU is enough; a GPU pays off when you train longer or larger networks
 # jupyter:
 #   kernelspec:
 #     display_name: Python 3

@@ -12,7 +12,7 @@
 # prerequisites:
 #   - Python with NumPy arrays; jax.grad; Bayes' theorem with Gaussians
 #   - lesson 03 for what a flow is; lesson 06 for the telescope and the learned prior
-# needs: a CPU is enough; a GPU is used when there is one
+# needs: a CPU is enough; a GPU pays off when you train longer or larger networks
 # seconds: 120
 # jupyter:
 #   kernelspec:
