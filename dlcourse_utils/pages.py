@@ -19,7 +19,7 @@ from dlcourse_utils.render import parse_notebook
 TITLE = "Probabilistic deep learning in JAX"
 # The last part of the site; those of the lessons follow "instructors".
 ABOUT = ("how_the_checks_work", "glossary", "references", "instructors")
-ABOUT_LAST = ("cite", "licence", "changes")
+ABOUT_LAST = ("several_devices", "cite", "licence", "changes")
 FRONT = "06"  # the lesson whose first figure is on the front page
 
 
