@@ -73,7 +73,7 @@ def _lab(options: argparse.Namespace) -> None:
     course = _checkout() / "course"
     if not any(course.glob("*.ipynb")):
         raise CourseError(f"There is no notebook in {course}: run `dlcourse build --no-execute`.")
-    # The start page, as it reads and not as it is written.
+    # The start page, as it reads and not as it is written, and no question about news.
     settings = Path(__file__).with_name("lab_settings")
     start = ["--LabApp.default_url=/lab/tree/START_HERE.md"]
     start.append(f"--LabApp.app_settings_dir={settings}")

@@ -2,13 +2,16 @@
 
 import re
 import unicodedata
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 import yaml
+from jupyterlab.labapp import LabApp
+from jupyterlab_server import settings_utils
 from pybtex.database import parse_file
 
-from dlcourse_utils import __version__, blocks, lessons
+from dlcourse_utils import __version__, blocks, cli, lessons
 from dlcourse_utils.checks import engine, report
 from tests.environments import ROOT
 
@@ -98,6 +101,19 @@ def test_the_front_figure_is_small_and_described():
 
 def test_the_newest_change_is_that_of_this_version():
     assert re.findall(r"^## (.*)", read("course/changes.md"), re.MULTILINE)[0] == __version__
+
+
+def test_the_lab_opens_on_the_start_page_as_it_reads(monkeypatch):
+    given = []
+    monkeypatch.setattr(LabApp, "launch_instance", given.extend)
+    cli.main(["lab", "--no-browser"])
+    options = dict(text.split("=", 1) for text in given if "=" in text)
+    page = options["--LabApp.default_url"].removeprefix("/lab/tree/")
+    assert (Path(options["--ServerApp.root_dir"]) / page).read_text("utf-8").startswith("# Start")
+    overrides, error = settings_utils._get_overrides(options["--LabApp.app_settings_dir"])
+    assert not error
+    viewers = overrides["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"]
+    assert viewers == {"markdown": "Markdown Preview"}
 
 
 # --- checks and teaching ----------------------------------------------------------------------
