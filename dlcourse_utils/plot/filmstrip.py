@@ -17,6 +17,7 @@ from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+_EXACT = 4  # colours that a palette has unchanged
 # The script makes the controls, so that there are none where it does not run. It serves all strips
 # that the page has by then: none is found by an id, and front ends need not say where a script is.
 _SCRIPT = """
@@ -27,7 +28,7 @@ for (const figure of document.querySelectorAll("figure.dlcourse-filmstrip:not([d
     Object.assign(document.createElement(name), more, { style });
   const row = make("div", "display:flex;flex-wrap:wrap;align-items:center;gap:.3em .8em;" +
     "margin:.4em 0");
-  const label = make("label", "display:flex;flex:1 1 16em;align-items:center;gap:.8em");
+  const label = make("label", "display:flex;flex:1 1 9em;align-items:center;gap:.8em");
   const slider = make("input", "flex:1 1 8em;min-width:6em;margin:0", {
     type: "range", min: 0, max: strip.frames.length - 1, step: 1, value: strip.first });
   const widest = Math.max(...strip.frames.map((frame) => frame.value.length));
@@ -143,9 +144,14 @@ def play(frames: Sequence[Frame], holds: Sequence[int], *, label: str, colours: 
 def _shrunk(frames: Sequence[Frame], colours: int) -> list[bytes]:
     """Small PNGs of one palette, so that what stands still in all pictures does not flicker."""
     halves = np.concatenate([np.asarray(frame.picture)[::2, ::2] for frame in frames])
-    palette = Image.fromarray(halves).quantize(colours, Image.Quantize.MAXCOVERAGE)
+    stack = Image.fromarray(halves)
+    palette = stack.quantize(colours - _EXACT, Image.Quantize.MAXCOVERAGE)
     table = np.reshape(palette.getpalette(), (-1, 3))
-    table[table.min(axis=1) >= 248] = 255  # paper is white, not nearly so
+    # The commonest colours are those of paper and grounds: they stay as they are.
+    common = sorted(stack.getcolors(stack.width * stack.height), reverse=True)[:_EXACT]
+    for _, colour in reversed(common):
+        table[np.abs(table - colour).max(axis=1) <= 8] = colour
+    table = np.concatenate([table, [colour for _, colour in common]])
     palette.putpalette(table.ravel().tolist())
     shrunk = []
     for frame in frames:
