@@ -6,6 +6,8 @@ whatever interrupts a write, the last good checkpoint stays.
 
 from __future__ import annotations
 
+import gc
+import sys
 import zlib
 from collections.abc import Iterable
 from os import PathLike
@@ -57,30 +59,21 @@ class Checkpoints:
         ``arrays``, a tree like the one that was saved, gives shapes, dtypes and devices.
         Raises CheckpointError if the checkpoint is damaged or of another training.
         """
-        args = self.ocp.args
-        like = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), arrays
-        )
         with self._manager() as manager:
             step = manager.latest_step()
             if step is None:
                 return None
             try:
-                # The note first: of arrays with other shapes orbax does not speak in a sentence.
-                note = manager.restore(step, args=args.Composite(note=args.JsonRestore())).note
-                self._compare(note["settings"], self.settings | _layout(arrays))
-                items = args.Composite(arrays=args.StandardRestore(like))
-                found = manager.restore(step, args=items).arrays
-                if fingerprint(jax.tree.leaves(found)) != note["fingerprint"]:
-                    raise ValueError("the arrays are not those that were saved")
-                return found, note["record"]
+                return self._read(manager, step, arrays)
             except CheckpointError:
                 raise
-            except Exception as error:  # orbax, tensorstore and JSON each raise their own
-                raise CheckpointError(
-                    f"The checkpoint {self.folder / f'step_{step}'} is damaged: delete it, and the "
-                    "training goes on from the one before it, or anew."
-                ) from error
+            except Exception:  # orbax, tensorstore and JSON each raise their own
+                pass
+        _collect_in_silence()
+        raise CheckpointError(
+            f"The checkpoint {self.folder / f'step_{step}'} is damaged: delete it, and the "
+            "training goes on from the one before it, or anew."
+        )
 
     def save(self, step: int, arrays: Any, record: Any) -> None:
         """Write a tree of arrays and a record of JSON values; they are on disk when it returns."""
@@ -93,6 +86,20 @@ class Checkpoints:
                 manager.save(step, args=items)
             except Exception as error:  # a full disk comes as OSError or tensorstore's ValueError
                 raise self._unwritable(error) from error
+
+    def _read(self, manager: Any, step: int, arrays: Any) -> tuple[Any, Any]:
+        args = self.ocp.args
+        # The note first: of arrays with other shapes orbax does not speak in a sentence.
+        note = manager.restore(step, args=args.Composite(note=args.JsonRestore())).note
+        self._compare(note["settings"], self.settings | _layout(arrays))
+        like = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), arrays
+        )
+        items = args.Composite(arrays=args.StandardRestore(like))
+        found = manager.restore(step, args=items).arrays
+        if fingerprint(jax.tree.leaves(found)) != note["fingerprint"]:
+            raise ValueError("the arrays are not those that were saved")
+        return found, note["record"]
 
     def _manager(self) -> Any:
         """Orbax's manager, which takes away what an interrupted write has left."""
@@ -125,6 +132,15 @@ def fingerprint(arrays: Iterable[jax.Array]) -> str:
             array = jax.random.key_data(array)
         checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
     return f"{', '.join(map(_kind, arrays))} with checksum {checksum:08x}"
+
+
+def _collect_in_silence() -> None:
+    """Take away what orbax was reading when it failed: each piece would print a traceback."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _layout(arrays: Any) -> dict[str, str]:
