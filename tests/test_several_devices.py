@@ -252,6 +252,12 @@ def spoil_the_note(step):
     (step / "note" / "metadata").write_text("{", encoding="utf-8")
 
 
+def spoil_the_note_unnoticed(step):
+    """As an interruption between the writing of a checkpoint and of its checksum may."""
+    (step / "checksum.txt").unlink()
+    spoil_the_note(step)
+
+
 def flip_a_byte(step):
     largest = max(step.glob("arrays/**/d/*"), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
@@ -268,7 +274,9 @@ def lose_the_arrays(step):
     shutil.rmtree(step / "arrays")
 
 
-@pytest.mark.parametrize("spoil", [spoil_the_note, flip_a_byte, cut_in_half, lose_the_arrays])
+@pytest.mark.parametrize(
+    "spoil", [spoil_the_note, spoil_the_note_unnoticed, flip_a_byte, cut_in_half, lose_the_arrays]
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_does(folder, spoil, alone):
     newest = folder / "step_40"
     spoil(newest)
