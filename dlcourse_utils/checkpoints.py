@@ -7,19 +7,19 @@ whatever interrupts a write, the last good checkpoint stays.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from dlcourse_utils import files
 from dlcourse_utils.env import first_line
 from dlcourse_utils.errors import CourseError
 
 _KEPT = 2  # where the newest is damaged, there is one before it
+_CHECKSUM = "checksum.txt"
 
 
 class CheckpointError(CourseError):
@@ -57,42 +57,50 @@ class Checkpoints:
         ``arrays``, a tree like the one that was saved, gives shapes, dtypes and devices.
         Raises CheckpointError if the checkpoint is damaged or of another training.
         """
-        args = self.ocp.args
-        like = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), arrays
-        )
         with self._manager() as manager:
             step = manager.latest_step()
             if step is None:
                 return None
+            damaged = CheckpointError(
+                f"The checkpoint {self._place(step)} is damaged: delete it, and the training goes "
+                "on from the one before it, or anew."
+            )
+            # Of damaged files orbax would print a page of tracebacks.
+            checksum = self._place(step) / _CHECKSUM
+            if checksum.exists() and checksum.read_text() != _checksum(self._place(step)):
+                raise damaged
             try:
-                # The note first: of arrays with other shapes orbax does not speak in a sentence.
-                note = manager.restore(step, args=args.Composite(note=args.JsonRestore())).note
-                self._compare(note["settings"], self.settings | _layout(arrays))
-                items = args.Composite(arrays=args.StandardRestore(like))
-                found = manager.restore(step, args=items).arrays
-                if fingerprint(jax.tree.leaves(found)) != note["fingerprint"]:
-                    raise ValueError("the arrays are not those that were saved")
-                return found, note["record"]
+                return self._read(manager, step, arrays)
             except CheckpointError:
                 raise
             except Exception as error:  # orbax, tensorstore and JSON each raise their own
-                raise CheckpointError(
-                    f"The checkpoint {self.folder / f'step_{step}'} is damaged: delete it, and the "
-                    "training goes on from the one before it, or anew."
-                ) from error
+                raise damaged from error
 
     def save(self, step: int, arrays: Any, record: Any) -> None:
         """Write a tree of arrays and a record of JSON values; they are on disk when it returns."""
         args = self.ocp.args
         note = {"settings": self.settings | _layout(arrays), "record": record}
-        note |= {"fingerprint": fingerprint(jax.tree.leaves(arrays))}
         items = args.Composite(arrays=args.StandardSave(arrays), note=args.JsonSave(note))
         with self._manager() as manager:
             try:
                 manager.save(step, args=items)
+                if jax.process_index() == 0:
+                    files.write(
+                        self._place(step) / _CHECKSUM, _checksum(self._place(step)).encode()
+                    )
             except Exception as error:  # a full disk comes as OSError or tensorstore's ValueError
                 raise self._unwritable(error) from error
+
+    def _read(self, manager: Any, step: int, arrays: Any) -> tuple[Any, Any]:
+        args = self.ocp.args
+        # The note first: of arrays with other shapes orbax does not speak in a sentence.
+        note = manager.restore(step, args=args.Composite(note=args.JsonRestore())).note
+        self._compare(note["settings"], self.settings | _layout(arrays))
+        like = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), arrays
+        )
+        items = args.Composite(arrays=args.StandardRestore(like))
+        return manager.restore(step, args=items).arrays, note["record"]
 
     def _manager(self) -> Any:
         """Orbax's manager, which takes away what an interrupted write has left."""
@@ -100,6 +108,9 @@ class Checkpoints:
             return self.ocp.CheckpointManager(self.folder, options=self.options)
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def _place(self, step: int) -> Path:
+        return self.folder / f"step_{step}"
 
     def _compare(self, there: dict[str, Any], here: dict[str, Any]) -> None:
         for name in here | there:
@@ -117,14 +128,22 @@ class Checkpoints:
         )
 
 
-def fingerprint(arrays: Iterable[jax.Array]) -> str:
+def fingerprint(arrays: tuple[jax.Array, ...]) -> str:
     """Kinds of the arrays and a checksum of what is in them."""
-    arrays, checksum = tuple(arrays), 0
+    checksum = 0
     for array in arrays:
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-            array = jax.random.key_data(array)
         checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
     return f"{', '.join(map(_kind, arrays))} with checksum {checksum:08x}"
+
+
+def _checksum(folder: Path) -> str:
+    """Of the names and the bytes of all files of a checkpoint."""
+    checksum = 0
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _CHECKSUM:
+            checksum = zlib.crc32(path.relative_to(folder).as_posix().encode(), checksum)
+            checksum = zlib.crc32(path.read_bytes(), checksum)
+    return f"{checksum:08x}"
 
 
 def _layout(arrays: Any) -> dict[str, str]:

@@ -113,7 +113,10 @@ def several(folder):
 def one_of_two(folder, rank, port):
     """On the devices of two processes."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
+    # On a busy machine a process can be still for long.
+    jax.distributed.initialize(
+        f"localhost:{port}", num_processes=2, process_id=rank, heartbeat_timeout_seconds=600
+    )
     found = {"devices": jax.device_count()}
     found["data"] = numbers(fit(checkpoint=folder / "checkpoint"))
     try:
