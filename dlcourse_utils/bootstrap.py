@@ -80,7 +80,7 @@ def make() -> None:
     if found == [place, wanted]:
         return
     version = place.partition(" in ")[0]
-    print(f"Setting up .venv with {version} (once; some 250 MB to fetch) ...", flush=True)
+    print(f"Setting up .venv with {version} (once; some 320 MB to fetch) ...", flush=True)
     if there:
         stamp.unlink()
     if found[0] != place:

@@ -396,7 +396,7 @@ figures.weights(LEVELS, weight_errors)
 # %% [markdown]
 # Undivided, the loss is dominated by large noise, where errors are large in absolute terms: small noise is neglected. Divided by $\sigma^4$, which is
 # the plain squared error of the score, it is dominated by the few points with the smallest noise, where scores are huge: they decide every step, and in 250 steps little is learned
-# at any level. $\sigma^2$ is the balance: a little worse than the first at the largest noise, and far better everywhere else.
+# at any level. $\sigma^2$ is the balance: worse than the first at the largest noise, where both are good, and far better everywhere else.
 
 # %% [markdown] think=true
 # **Think.** The network was trained with noise $\sigma$ *added* to points that already have a noise of 0.05. What does it know of the density of the
