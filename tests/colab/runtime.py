@@ -166,11 +166,6 @@ class Repository:
         self._git(*who, "commit", "--quiet", "--no-verify", "--message", name)
         self._git("tag", name)
 
-    def has(self, tag: str, path: str) -> bool:
-        """Whether a path is in the tree of a tag."""
-        command = ["git", "cat-file", "-e", f"{tag}:{path}"]
-        return subprocess.run(command, cwd=self.tree, capture_output=True).returncode == 0
-
     def settings(self) -> dict[str, str]:
         """Variables with which git takes the public address from here."""
         return {
