@@ -88,7 +88,7 @@ class Checkpoints:
                     files.write(
                         self._place(step) / _CHECKSUM, _checksum(self._place(step)).encode()
                     )
-            except Exception as error:  # a full disk comes as OSError or tensorstore's ValueError
+            except (OSError, ValueError) as error:  # tensorstore says ValueError of a full disk
                 raise self._unwritable(error) from error
 
     def _read(self, manager: Any, step: int, arrays: Any) -> tuple[Any, Any]:
