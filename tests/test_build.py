@@ -300,9 +300,13 @@ def test_pages_list_the_lessons(checkout, runs):
     first, last = toc["parts"]
     assert first == {
         "caption": "Densities",
-        "chapters": [{"file": "course/part_densities"}, {"file": "solutions/01_tiny"}],
+        "chapters": [
+            {"file": "course/part_densities", "title": "Overview"},
+            {"file": "solutions/01_tiny"},
+        ],
     }
-    assert {"file": "course/instructors_01"} in last["chapters"]
+    teaching = [{"file": "course/instructors_01"}]
+    assert {"file": "course/instructors", "sections": teaching} in last["chapters"]
 
 
 def test_what_is_written_by_hand_stays(checkout, runs):
