@@ -86,9 +86,8 @@ def toc(lessons: Iterable[Lesson]) -> str:
         }
         for part, members in blocks.parts(lessons).items()
     ]
-    about = [{"file": f"course/{name}"} for name in (*ABOUT, *ABOUT_LAST)]
-    teaching = [{"file": f"course/{blocks.teaching_page(lesson)}"} for lesson in lessons]
-    about[len(ABOUT) - 1]["sections"] = teaching  # of "instructors"
+    teaching = (blocks.teaching_page(lesson) for lesson in lessons)
+    about = [{"file": f"course/{name}"} for name in (*ABOUT, *teaching, *ABOUT_LAST)]
     parts.append({"caption": "About the course", "chapters": about})
     book = {"format": "jb-book", "root": "course/index", "parts": parts}
     body = yaml.safe_dump(book, sort_keys=False, allow_unicode=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Locator, expect
@@ -88,8 +89,7 @@ class Lab:
 
     def page(self, notebook: str) -> str:
         """Address of a notebook of course/."""
-        start, _, token = self.address.partition("?")
-        return f"{start}/tree/{notebook}?{token}"
+        return urlsplit(self.address)._replace(path=f"/lab/tree/{notebook}").geturl()
 
 
 @contextmanager
@@ -186,7 +186,8 @@ class Notebook:
 
     def save(self) -> None:
         self.page.keyboard.press("ControlOrMeta+S")
-        expect(self.page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
+        # Megabytes of figures, while other tests share the cores.
+        expect(self.page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0, timeout=60_000)
 
     def close(self) -> None:
         """Shut the kernel down, which gives its memory back."""
