@@ -8,10 +8,10 @@ COURSE = .venv/bin/dlcourse
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test run notebooks lint lock clean
+.PHONY: help setup lab test test-colab run notebooks book serve lint lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: # the virtual environment; at once when it is up to date
 	@"$(PYTHON)" -I dlcourse_utils/bootstrap.py
@@ -22,12 +22,21 @@ lab: setup ## set everything up and open the course in JupyterLab
 test: setup ## set everything up and run all tests
 	@$(COURSE) test $(ARGS)
 
+test-colab: setup ## run all notebooks with the packages of Colab
+	@$(COURSE) test tests/test_colab.py -m colab $(ARGS)
+
 run: setup ## execute a solved lesson and show its verdicts: make run LESSON=01
 	@test -n "$(LESSON)" || { echo "Name the lesson: make run LESSON=01" >&2; exit 2; }
 	@$(COURSE) run $(LESSON)
 
 notebooks: setup ## make the notebooks anew from solutions/*.py
 	@$(COURSE) build $(ARGS)
+
+book: setup ## build the site into build/site from the stored outputs; needs no network
+	@$(COURSE) book
+
+serve: book ## build the site and show it on this machine
+	@$(COURSE) serve $(ARGS)
 
 lint: setup ## style, generated files, unused code
 	@.venv/bin/ruff check .

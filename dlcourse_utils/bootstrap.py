@@ -49,8 +49,14 @@ def lock(arguments: list) -> None:
     """Resolve pyproject.toml into requirements.lock, and write environment.yml from it."""
     environment = {key: value for key, value in os.environ.items() if key not in _NOT_OURS}
     command = ["uv", "pip", "compile", "--no-config", "--universal", "--python-version=3.11"]
-    command += ["--extra=lab", "--extra=test", "--extra=dev", "--generate-hashes", "--quiet"]
-    command += ["--no-header", "--no-annotate", "pyproject.toml", f"--output-file={LOCK}"]
+    command += ["--extra=lab", "--extra=book", "--extra=test", "--extra=dev", "--generate-hashes"]
+    command += [
+        "--quiet",
+        "--no-header",
+        "--no-annotate",
+        "pyproject.toml",
+        f"--output-file={LOCK}",
+    ]
     _run([sys.executable, "-m", *command, *arguments], env=environment)
     text = environment_yml((ROOT / LOCK).read_text(encoding="utf-8"))
     (ROOT / "environment.yml").write_text(text, encoding="utf-8")
@@ -74,7 +80,7 @@ def make() -> None:
     if found == [place, wanted]:
         return
     version = place.partition(" in ")[0]
-    print(f"Setting up .venv with {version} (once; some 250 MB to fetch) ...", flush=True)
+    print(f"Setting up .venv with {version} (once; some 320 MB to fetch) ...", flush=True)
     if there:
         stamp.unlink()
     if found[0] != place:

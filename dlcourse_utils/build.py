@@ -1,4 +1,4 @@
-"""Make the notebooks and the pages that list them from the lesson sources, or check them.
+"""Make the notebooks and what is generated in the pages from the sources, or check them.
 
 Per lesson: solutions/NN_name.ipynb, executed, and course/NN_name.ipynb, the student's. A course
 notebook that a student has worked in is left alone.
@@ -7,6 +7,7 @@ notebook that a student has worked in is left alone.
 from __future__ import annotations
 
 import difflib
+import re
 import subprocess
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,7 @@ from dlcourse_utils.render import (
 )
 
 _DIFF_LINES = 8
-_PAGES = {".md", ".bib"}  # of the site, by hand beside the generated ones
+_BY_HAND = re.compile(r"references\.bib|(?!part_|instructors_)\w+\.md")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def build(
     wanted = {find(number).stem for number in numbers or []}
     chosen = [lesson for lesson in course.lessons if not wanted or lesson.stem in wanted]
     students = {f"course/{x.stem}.ipynb": all_text(course.student(x)) for x in course.lessons}
-    refuse_leaks(course.lessons, students | _other_pages(course.root))
+    refuse_leaks(course.lessons, students | _written_pages(course.root))
     if check:
         problems = list(_stale(course, chosen))
     else:
@@ -75,8 +76,11 @@ def build(
         for lesson in chosen:
             _write_solution(course, lesson, execute)
             problems += _write_student(course, lesson, force)
-        for path, text in _pages(course):
-            _write(course.root, path, text.encode())
+        made = list(_pages(course))  # now, as a figure of a solution is on the front page
+        texts = {label(path): data.decode() for path, data in made if path.suffix == ".md"}
+        refuse_leaks(course.lessons, texts)
+        for path, data in made:
+            _write(course.root, path, data)
     stale = bool(check and problems)
     problems += _strangers(course)
     for line in problems:
@@ -176,16 +180,12 @@ def _write(root: Path, path: Path, data: bytes) -> None:
         print(f"wrote {path.relative_to(root).as_posix()}")
 
 
-def _pages(course: Course) -> Iterator[tuple[Path, str]]:
-    address = (course.repository, course.tag)
-    path = course.root / "README.md"
-    yield path, pages.readme(path.read_text(encoding="utf-8"), course.lessons, *address)
-    yield course.root / "course" / "index.md", pages.index(course.lessons, *address)
-    yield course.root / "course" / "_toc.yml", pages.toc(course.lessons)
+def _pages(course: Course) -> Iterator[tuple[Path, bytes]]:
+    return pages.made(course.root, course.lessons, (course.repository, course.tag))
 
 
-def _other_pages(root: Path) -> dict[str, str]:
-    """The hand-written pages of the site."""
+def _written_pages(root: Path) -> dict[str, str]:
+    """The pages of the site as they are."""
     found = sorted((root / "course").glob("*.md"))
     return {f"course/{path.name}": path.read_text(encoding="utf-8") for path in found}
 
@@ -205,11 +205,12 @@ def _stale(course: Course, chosen: list[Lesson]) -> Iterator[str]:
             else:
                 inspect_outputs(fresh, lesson)
         yield from _differences(path, fresh, lesson)
-    for path, text in _pages(course):
-        old_text = path.read_text(encoding="utf-8") if path.exists() else ""
-        if old_text != text:
+    for path, data in _pages(course):
+        old_data = path.read_bytes() if path.exists() else b""
+        if old_data != data:
             yield f"{path.relative_to(course.root).as_posix()}: out of date"
-            yield from _diff(old_text, text)
+            if path.suffix != ".png":
+                yield from _diff(old_data.decode(), data.decode())
 
 
 def _differences(path: Path, fresh: dict[str, Any], lesson: Lesson) -> Iterator[str]:
@@ -249,12 +250,12 @@ def _strangers(course: Course) -> Iterator[str]:
     lesson's name whose source is gone is looked at all the same: it was made here.
     """
     stems = {lesson.stem for lesson in course.lessons}
-    made = {"index.md", "_toc.yml", *(f"{stem}.ipynb" for stem in stems)}
+    made = {path.name for path, _ in _pages(course)} | {f"{stem}.ipynb" for stem in stems}
     tracked = _tracked(course.root)
     for path in sorted((course.root / "course").rglob("*")):
         name = path.relative_to(course.root / "course").as_posix()
-        page = path.suffix in _PAGES and path.parent.name == "course"
-        if not path.is_file() or name in made or page or ".mine-" in name or "/." in f"/{name}":
+        made_here = name in made or _BY_HAND.fullmatch(name)
+        if not path.is_file() or made_here or ".mine-" in name or "/." in f"/{name}":
             continue
         if STEM.fullmatch(path.stem) and path.suffix == ".ipynb":
             yield _orphan(path)

@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--check", action="store_true", help="only say what is out of date")
     build.add_argument("--force", action="store_true", help="also where a student has edited")
     build.add_argument("--no-execute", action="store_true", help="leave the outputs as they are")
+    add(_book, "build the site from the stored outputs")
+    serve = add(_serve, "show the built site on this machine")
+    serve.add_argument("--port", type=int, default=8000, help="8000, or a free one where taken")
     data = add(_data, "show where the data files are, or fetch one")
     data.add_argument("name", nargs="?", help="the file to fetch")
     add(_doctor, "look at what the course stands on, and say what to do")
@@ -70,6 +73,10 @@ def _lab(options: argparse.Namespace) -> None:
     course = _checkout() / "course"
     if not any(course.glob("*.ipynb")):
         raise CourseError(f"There is no notebook in {course}: run `dlcourse build --no-execute`.")
+    # The start page, as it reads and not as it is written, and no question about news.
+    settings = Path(__file__).with_name("lab_settings")
+    start = ["--LabApp.default_url=/lab/tree/START_HERE.md"]
+    start.append(f"--LabApp.app_settings_dir={settings}")
     # jsonschema would take 1.5 s to compile this optional package's grammar, for a format that
     # the server does not use; to find it absent is a case that jsonschema handles.
     sys.modules.setdefault("rfc3987_syntax", None)
@@ -84,7 +91,7 @@ def _lab(options: argparse.Namespace) -> None:
     quiet.append("--KernelManager.transport_encryption=auto")
     # In a container one often is root, and the server listens on this machine only.
     own = [f"--ServerApp.root_dir={course}", "--allow-root", *quiet]
-    LabApp.launch_instance([*own, *options.others])
+    LabApp.launch_instance([*own, *start, *options.others])
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -112,6 +119,18 @@ def _build(options: argparse.Namespace) -> int:
         force=options.force,
         execute=not options.no_execute,
     )
+
+
+def _book(_: argparse.Namespace) -> None:
+    from dlcourse_utils.book import book
+
+    book()
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from dlcourse_utils.book import serve
+
+    serve(options.port)
 
 
 def _data(options: argparse.Namespace) -> None:

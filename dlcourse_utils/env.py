@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 
 from dlcourse_utils import __version__, paths
-from dlcourse_utils.bootstrap import refusal
+from dlcourse_utils.bootstrap import SUPPORTED, refusal
 from dlcourse_utils.errors import CourseError
 
 # Okabe and Ito's colours, told apart by all common kinds of colour vision, and a line style for
@@ -47,7 +47,7 @@ def start() -> None:
     Sets JAX's compile cache, full precision on a GPU, and matplotlib's style. Raises CourseError,
     with what to do, for a known breakage.
     """
-    for trouble in (python_trouble, packages_trouble, tfp_trouble, loaded_trouble):
+    for trouble in (python_trouble, course_trouble, packages_trouble, tfp_trouble, loaded_trouble):
         sentence = trouble()
         if sentence:
             raise CourseError(sentence)
@@ -75,6 +75,12 @@ def use_style() -> None:
 def python_trouble() -> str | None:
     """The sentence for a Python that the course does not run on, None for one that it does."""
     return refusal(sys.version_info, sys.executable or platform.python_implementation())
+
+
+def course_trouble() -> str | None:
+    """The sentence for a course that another version has replaced under a running kernel."""
+    found = installed("dlcourse")
+    return _replaced("dlcourse", __version__, found) if found not in (None, __version__) else None
 
 
 def packages_trouble() -> str | None:
@@ -132,27 +138,33 @@ def loaded_trouble() -> str | None:
             )
         loaded, found = getattr(module, "__version__", None), installed(name)
         if loaded and found and loaded != found:
-            return (
-                f"{name} was replaced while this kernel runs ({loaded} is loaded, {found} is "
-                "installed): restart the kernel and run the notebook from the top."
-            )
+            return _replaced(name, loaded, found)
     return None
 
 
 def colab_setup_lines(repository: str, tag: str) -> str:
     """The set-up cell that the build writes into each notebook; it adds nothing outside Colab.
 
-    On Colab it takes the stable TFP away before the nightly comes, because they share files, and
-    leaves the runtime's own jax and numpy, which satisfy the course's bounds.
+    On Colab it installs the notebook's own version, in place of another where a runtime has one. It
+    takes the stable TFP away before the nightly comes, because they share files, and leaves the
+    runtime's own jax and numpy, which satisfy the course's bounds. An installation that stops half
+    way is done again at the next run, because the course itself comes last.
     """
+    number = tag.removeprefix("v")
+    there = f"import dlcourse_utils as d; assert d.__version__ == '{number}'"
     remove = "pip uninstall -qqy tensorflow-probability tfp-nightly"
-    install = f'pip install -q "dlcourse @ git+{repository}@{tag}"'
+    install = f'pip install -qq "dlcourse @ git+{repository}@{tag}"'
+    low, high = ("{}.{}".format(*python) for python in SUPPORTED)
+    failed = (
+        "The course was not installed: read the message above, look at the network and at Python "
+        f"({low} to {high}, see Runtime > Change runtime type), and run this cell again."
+    )
     return "\n".join(
         [
             "import sys",
             'if "google.colab" in sys.modules:  # on Colab only: adds the course, once',
-            f'    !python -c "import dlcourse_utils" 2> /dev/null || ({remove}; {install})',
-            "",
+            f'    !python -c "{there}" 2> /dev/null || ({remove}; {install})',
+            f'    assert _exit_code == 0, "{failed}"',
             "from dlcourse_utils import env",
             "env.start()",
         ]
@@ -176,6 +188,13 @@ def first_line(error: Exception) -> str:
 def _requirements() -> list[Requirement]:
     """What the course itself needs, extras aside, as its metadata say."""
     return [r for r in map(Requirement, requires("dlcourse") or []) if r.marker is None]
+
+
+def _replaced(name: str, loaded: str, found: str) -> str:
+    return (
+        f"{name} was replaced while this kernel runs ({loaded} is loaded, {found} is "
+        "installed): restart the kernel and run the notebook from the top."
+    )
 
 
 def _anew() -> str:

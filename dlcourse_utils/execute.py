@@ -153,7 +153,10 @@ def verdicts(notebook: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _environment(home: str, cold: bool) -> dict[str, str]:
-    """The kernel's variables: a scratch home and profile, but the user's data and compiled code."""
+    """The kernel's variables: a scratch home and profile, but the user's data and compiled code.
+
+    DLCOURSE_STORED makes figures add what a page without a kernel can move.
+    """
     hidden = {"MPLBACKEND", "PYTHONSTARTUP"} | ({"JAX_COMPILATION_CACHE_DIR"} if cold else set())
     variables = {name: value for name, value in os.environ.items() if name not in hidden}
     variables.setdefault("DLCOURSE_DATA", str(paths.user_dir() / "data"))
@@ -161,7 +164,8 @@ def _environment(home: str, cold: bool) -> dict[str, str]:
         variables["JAX_COMPILATION_CACHE_DIR"] = str(paths.cache_dir() / "jax")
         variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         variables["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-    return variables | {"DLCOURSE_HOME": home, "IPYTHONDIR": str(Path(home) / "ipython")}
+    variables |= {"DLCOURSE_HOME": home, "IPYTHONDIR": str(Path(home) / "ipython")}
+    return variables | {"DLCOURSE_STORED": "1"}
 
 
 def fit_to_keep(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:

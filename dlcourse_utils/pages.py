@@ -1,78 +1,171 @@
-"""The pages that list lessons: the README's table, the site's index and its table of contents."""
+"""The pages of the course: by hand, but for the blocks that `dlcourse build` fills in.
+
+A block stands between two lines such as <!-- lessons:begin --> and <!-- lessons:end -->. Its text
+is made in `blocks`; a page that is not there yet begins with a title and its blocks.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+import base64
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
+from dlcourse_utils import blocks, registry
 from dlcourse_utils.errors import CourseError
 from dlcourse_utils.lessons import Lesson
-from dlcourse_utils.render import badge
+from dlcourse_utils.render import parse_notebook
 
-BEGIN, END = "<!-- lessons:begin -->", "<!-- lessons:end -->"
+TITLE = "Probabilistic deep learning in JAX"
+# The last part of the site; those of the lessons follow "instructors".
+ABOUT = ("how_the_checks_work", "glossary", "references", "instructors")
+ABOUT_LAST = ("several_devices", "cite", "licence", "changes")
+FRONT = "06"  # the lesson whose first figure is on the front page
 
 
-def readme(text: str, lessons: Iterable[Lesson], repository: str, tag: str) -> str:
-    """The README with the table of lessons between its two marker lines.
+class Page(NamedTuple):
+    """A page: its file, relative to the root, its title, and its generated blocks by name."""
 
-    Raises CourseError where the markers are not there once each, in order.
+    file: str
+    title: str
+    blocks: dict[str, str]
+
+
+def made(
+    root: Path, lessons: list[Lesson], address: tuple[str, str]
+) -> Iterator[tuple[Path, bytes]]:
+    """The files of the site with something generated in them, whole, as they should be.
+
+    `address` is repository and tag. Raises CourseError for a page that lacks the marks of a block.
     """
-    head, begin, rest = text.partition(f"{BEGIN}\n")
-    _, end, tail = rest.partition(END)
-    if not begin or not end or text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise CourseError(
-            f"README.md must have the lines {BEGIN} and {END} once each: put them where the table "
-            "of lessons goes, and build again."
-        )
-    rows = ["| | lesson | what you will find out | minutes | |", "|---|---|---|---|---|"]
-    for lesson in lessons:
-        link = f"[{_cell(lesson.title)}](course/{lesson.stem}.ipynb)"
-        fields = [lesson.number, link, _cell(lesson.summary), str(lesson.minutes)]
-        rows.append(f"| {' | '.join([*fields, badge(lesson.stem, repository, tag)])} |")
-    table = "\n".join(rows)
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+    figure, image = _front_figure(root, lessons)
+    if figure is not None:
+        yield root / "course" / figure.name, image
+    for page in _pages(root, lessons, address, figure):
+        path = root / page.file
+        text = path.read_text(encoding="utf-8") if path.exists() else _empty(page)
+        yield path, fill(text, page.blocks, page.file).encode()
+    yield root / "course" / "_toc.yml", toc(lessons).encode()
 
 
-def index(lessons: Iterable[Lesson], repository: str, tag: str) -> str:
-    """The first page of the site, course/index.md: the lessons by part."""
-    lines = [
-        "# Probabilistic deep learning in JAX",
-        "",
-        "Each lesson is a notebook: its exercises check themselves, and its results stand beside "
-        "an exact answer. The pages here are the solved versions; the badges open the versions "
-        "with the exercises.",
-    ]
-    for part, members in _parts(lessons).items():
-        lines += ["", f"## {part}", ""]
-        for lesson in members:
-            page = f"[{lesson.number} · {lesson.title}](../solutions/{lesson.stem}.ipynb)"
-            about = (
-                f"{lesson.summary} *{lesson.minutes} minutes* {badge(lesson.stem, repository, tag)}"
+def fill(text: str, generated: Mapping[str, str], name: str) -> str:
+    """A page's text with its generated blocks between their marks; `name` is that of its file.
+
+    Raises CourseError where the marks of a block are not there once each, in order.
+    """
+    for block, body in generated.items():
+        begin, end = marks(block)
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        if text.count(begin) != 1 or text.count(end) != 1 or end not in rest:
+            raise CourseError(
+                f"{name} must have the lines {begin} and {end} once each: put them where this "
+                "generated block goes, and build again."
             )
-            lines.append(f"- {page}: {about}".rstrip())
-    return "\n".join(lines) + "\n"
+        text = f"{head}{begin}\n{body}\n{end}{tail}"
+    return text
+
+
+def marks(block: str) -> tuple[str, str]:
+    """The two lines that a generated block stands between."""
+    return f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
 
 
 def toc(lessons: Iterable[Lesson]) -> str:
     """The site's table of contents, course/_toc.yml, in the format of jupyter-book 1."""
     import yaml
 
+    lessons = list(lessons)
     parts = [
-        {"caption": part, "chapters": [{"file": f"solutions/{lesson.stem}"} for lesson in members]}
-        for part, members in _parts(lessons).items()
+        {
+            "caption": part,
+            "chapters": [
+                {"file": f"course/{blocks.part_page(part)}", "title": "Overview"},
+                *({"file": f"solutions/{lesson.stem}"} for lesson in members),
+            ],
+        }
+        for part, members in blocks.parts(lessons).items()
     ]
+    about = [{"file": f"course/{name}"} for name in (*ABOUT, *ABOUT_LAST)]
+    teaching = [{"file": f"course/{blocks.teaching_page(lesson)}"} for lesson in lessons]
+    about[len(ABOUT) - 1]["sections"] = teaching  # of "instructors"
+    parts.append({"caption": "About the course", "chapters": about})
     book = {"format": "jb-book", "root": "course/index", "parts": parts}
     body = yaml.safe_dump(book, sort_keys=False, allow_unicode=True)
     return f"# Generated by `dlcourse build`.\n{body}"
 
 
-def _parts(lessons: Iterable[Lesson]) -> dict[str, list[Lesson]]:
-    parts: dict[str, list[Lesson]] = {}
+def _pages(
+    root: Path, lessons: list[Lesson], address: tuple[str, str], figure: blocks.Figure | None
+) -> Iterator[Page]:
+    # Here, as they take seconds, and `dlcourse reset` does not need them.
+    import yaml
+    from pybtex.database import parse_file
+
+    from dlcourse_utils.checks import engine
+
+    def read(name: str) -> str:
+        return (root / name).read_text(encoding="utf-8").rstrip()
+
+    specs = {}
     for lesson in lessons:
-        parts.setdefault(lesson.part, []).append(lesson)
-    return parts
+        specs |= engine.specs(lesson.number)
+
+    in_readme = {
+        "figure": blocks.front_figure(figure, "course/", "solutions/"),
+        "lessons": blocks.lesson_table(lessons, *address),
+    }
+    yield Page("README.md", TITLE, in_readme)
+    in_index = {
+        "figure": blocks.front_figure(figure),
+        "ways": blocks.ways_in(lessons, *address),
+        "lessons": blocks.lessons_by_part(lessons, *address),
+    }
+    yield Page("course/index.md", TITLE, in_index)
+    yield Page("course/START_HERE.md", "Start here", {"notebooks": blocks.lab_list(lessons)})
+    for part, members in blocks.parts(lessons).items():
+        file = f"course/{blocks.part_page(part)}.md"
+        yield Page(file, part, {"lessons": blocks.part_lessons(members, *address)})
+    in_teaching = {"lessons": blocks.teaching_table(lessons, specs)}
+    yield Page("course/instructors.md", "For instructors", in_teaching)
+    for lesson in lessons:
+        file = f"course/{blocks.teaching_page(lesson)}.md"
+        title = f"Teaching lesson {lesson.number}: {lesson.title}"
+        of_lesson = {
+            "timetable": blocks.timetable(lesson),
+            "mistakes": blocks.mistakes(lesson, specs),
+        }
+        yield Page(file, title, of_lesson)
+    works = parse_file(root / "course" / "references.bib", bib_format="bibtex")
+    listed = {"references": blocks.references(works, lessons)}
+    yield Page("course/references.md", "References", listed)
+    citation = blocks.citation(yaml.safe_load(read("CITATION.cff")), address[0])
+    yield Page("course/cite.md", "How to cite", {"citation": citation})
+    licences = {
+        "code": f"```text\n{read('LICENSE')}\n```",
+        "text": f"```text\n{read('LICENSE-text')}\n```",
+        "data": blocks.data_licences(registry.entries().values()),
+    }
+    yield Page("course/licence.md", "Licence", licences)
 
 
-def _cell(text: str) -> str:
-    """Text fit for a cell of a table."""
-    return re.sub(r"(?<!\\)\|", r"\\|", text)
+def _front_figure(root: Path, lessons: list[Lesson]) -> tuple[blocks.Figure | None, bytes]:
+    """The first figure of the lesson for the front page, as stored; None where there is none."""
+    for lesson in lessons:
+        path = root / "solutions" / f"{lesson.stem}.ipynb"
+        if lesson.number != FRONT or not path.exists():
+            continue
+        solved = parse_notebook(path.read_bytes()) or {"cells": []}
+        for cell in solved["cells"]:
+            for output in cell.get("outputs", []):
+                if image := output.get("data", {}).get("image/png"):
+                    alt = cell["metadata"]["mystnb"]["image"]["alt"]
+                    data = base64.b64decode("".join(image))
+                    return blocks.Figure("front.png", alt, lesson), data
+    return None, b""
+
+
+def _empty(page: Page) -> str:
+    """A new page: its title and room for its blocks. What is said by hand goes between."""
+    rooms = ["\n".join(marks(block)) for block in page.blocks]
+    return "\n\n".join([f"# {page.title}", *rooms]) + "\n"

@@ -110,7 +110,13 @@ def outputs_sha256(cells: list[dict[str, Any]]) -> str:
 
 
 def badge(stem: str, repository: str, tag: str) -> str:
-    """Markdown of the badge that opens the student notebook in Colab.
+    """Markdown of the badge that opens the student notebook in Colab; empty without a link."""
+    link = colab_link(stem, repository, tag)
+    return f"[![Open in Colab]({_BADGE})]({link})" if link else ""
+
+
+def colab_link(stem: str, repository: str, tag: str) -> str:
+    """Address at which Colab opens the student notebook.
 
     Empty for an address that is not GitHub's, from which Colab opens nothing. Raises CourseError
     for what is no address of a repository.
@@ -123,8 +129,7 @@ def badge(stem: str, repository: str, tag: str) -> str:
         )
     if address.netloc != "github.com":
         return ""
-    link = f"https://colab.research.google.com/github{address.path}/blob/{tag}/course/{stem}.ipynb"
-    return f"[![Open in Colab]({_BADGE})]({link})"
+    return f"https://colab.research.google.com/github{address.path}/blob/{tag}/course/{stem}.ipynb"
 
 
 def _rendered(cell: Cell, lesson: Lesson, variant: Variant) -> tuple[str, dict[str, Any]]:

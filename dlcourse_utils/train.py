@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from os import PathLike
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +17,16 @@ import numpy as np
 import optax
 from IPython.core.getipython import get_ipython
 from IPython.display import display
+from jax.sharding import Mesh
 
+from dlcourse_utils import several_devices
+from dlcourse_utils.checkpoints import Checkpoints, fingerprint
 from dlcourse_utils.errors import CourseError
 
 Params = Any
 Loss = Callable[..., jax.Array]
 Batch = tuple[jax.Array, ...]
+Report = tuple[int, float, float]  # step, training loss, held-out loss
 
 
 class History(NamedTuple):
@@ -38,6 +43,14 @@ class FitResult(NamedTuple):
 
     params: Params
     history: History
+
+
+class _State(NamedTuple):
+    """The arrays that a checkpoint keeps."""
+
+    params: Params
+    opt_state: optax.OptState
+    best_params: Params
 
 
 class FitError(CourseError):
@@ -65,6 +78,7 @@ def fit(
     reports: int = 20,
     patience: int | None = None,
     label: str = "fit",
+    checkpoint: str | PathLike | None = None,
 ) -> FitResult:
     """Minimise ``loss(params, *batch)``, a scalar, by ``steps`` steps of ``optimizer``.
 
@@ -74,55 +88,63 @@ def fit(
     evaluated at each of the ``reports`` reports; with ``patience`` training stops after that many
     reports without a better held-out loss and returns the best parameters.
 
+    With ``checkpoint``, a folder of this training alone, the state is kept there at each report,
+    and a call with the same arguments goes on from it. All devices share out a batch; what is
+    returned is on the first.
+
     Raises `FitError` if the data do not fit together or the loss stops being a finite number; the
-    error keeps the last good parameters.
+    error keeps the last good parameters. Raises `CheckpointError` if the folder cannot be written,
+    is damaged or of another training.
     """
     for name, number in (("steps", steps), ("batch_size", batch_size), ("reports", reports)):
         if not isinstance(number, int) or number < 1:
             raise FitError(f"`{name}` must be a whole number of at least 1; got {number!r}.")
-    simulate = data if callable(data) else None
-    data = () if simulate else _checked(data, "data", None)
+    draw = _simulator(data) if callable(data) else _sampler(batch_size)
+    data = () if callable(data) else _checked(data, "data", None)
     if held_out is not None:
-        held_out = _checked(held_out, "held_out", None if simulate else len(data))
+        held_out = _checked(held_out, "held_out", len(data) or None)
     elif patience is not None:
         raise FitError("`patience` needs `held_out` data: pass some, or leave patience out.")
     every = -(-steps // reports)
+    kept = None
+    if checkpoint is not None:
+        settings = {"label": label, "steps": steps, "batch_size": batch_size, "reports": reports}
+        settings |= {"patience": patience, "key": jax.random.key_data(key).tolist()}
+        settings |= {"data": fingerprint(data), "held_out": fingerprint(held_out or ())}
+        kept = Checkpoints(checkpoint, settings)
 
+    mesh = None  # of one device: what `several_devices` does then changes nothing
+    if jax.device_count() > 1:
+        mesh = several_devices.mesh_for(jax.eval_shape(draw, key, data))
+    everywhere = several_devices.everywhere(mesh)
     # The first step donates its arguments: work on a copy, the caller's parameters stay valid.
-    params = jax.tree.map(jnp.array, params)
-    opt_state = jax.jit(optimizer.init)(params)
+    params = several_devices.copy(_copied(params), mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=everywhere)(params)
+    data, held_out, zero = several_devices.copy((data, held_out, jnp.zeros(())), mesh)
 
-    def scalar_loss(params, *batch):
-        value = loss(params, *batch)
-        if jnp.shape(value) != ():
-            shape = jnp.shape(value)
-            raise FitError(f"The loss must return one number; it has shape {shape}: take its mean.")
-        return value
-
-    @partial(jax.jit, donate_argnums=(0, 1, 2))
+    @partial(jax.jit, donate_argnums=(0, 1, 2), out_shardings=everywhere)
     def train_step(params, opt_state, total, index, data):
-        batch_key = jax.random.fold_in(key, index)
-        if simulate:
-            batch = simulate(batch_key)
-            if not isinstance(batch, tuple):
-                raise FitError(
-                    "`data`, a function of a key, must return a batch: a tuple of arrays, such as "
-                    f"(x, y); it returned {type(batch).__name__}."
-                )
-        else:
-            rows = jax.random.randint(batch_key, (batch_size,), 0, data[0].shape[0])
-            batch = tuple(array[rows] for array in data)
-        value, grads = jax.value_and_grad(scalar_loss)(params, *batch)
+        batch = several_devices.split(draw(jax.random.fold_in(key, index), data), mesh)
+        value, grads = jax.value_and_grad(_scalar(loss))(params, *batch)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, total + value
 
-    held_out_loss = jax.jit(loss)
+    @jax.jit
+    def held_out_loss(params, *batch):
+        return loss(params, *several_devices.split(batch, mesh))
+
     line = _Line(label, steps)
-    history: list[tuple[int, float, float]] = []
-    best, best_params, waited = np.inf, jax.tree.map(jnp.array, params), 0
+    history: list[Report] = []
+    best, best_params, waited, start = np.inf, _copied(params), 0, 0
     last_good: FitResult | None = None
-    total = jnp.zeros(())
-    for index in range(steps):
+    if kept and (found := kept.restore(_State(params, opt_state, best_params))):
+        (params, opt_state, best_params), record = found
+        history = [tuple(report) for report in record["history"]]
+        best, waited, start = record["best"], record["waited"], record["start"]
+        last_good = _result(_copied(params), history, mesh)
+        line.update(*history[-1])
+    total = jnp.array(zero)
+    for index in range(start, steps):
         params, opt_state, total = train_step(params, opt_state, total, np.int32(index), data)
         done = index + 1
         if done % every and done != steps:
@@ -130,7 +152,7 @@ def fit(
         # The only place where the host waits for the device.
         since = done - (history[-1][0] if history else 0)
         train_loss = float(total) / since
-        total = jnp.zeros(())
+        total = jnp.array(zero)
         test_loss = float(held_out_loss(params, *held_out)) if held_out is not None else np.nan
         if not np.isfinite(train_loss) or (held_out is not None and not np.isfinite(test_loss)):
             raise FitError(
@@ -141,23 +163,71 @@ def fit(
                 last_good,
             )
         history.append((done, train_loss, test_loss))
+        line.update(*history[-1])
+        if test_loss < best:  # never true without held-out data
+            best, best_params, waited = test_loss, _copied(params), 0
+        else:
+            waited += 1
+        stop = patience is not None and waited >= patience
         # The last step may have spoilt them: its loss was that of the parameters before it.
         if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
-            last_good = FitResult(jax.tree.map(jnp.array, params), _columns(history))
-        line.update(done, train_loss, test_loss)
-        if patience is not None:
-            if test_loss < best:
-                best, best_params, waited = test_loss, jax.tree.map(jnp.array, params), 0
-            else:
-                waited += 1
-                if waited >= patience:
-                    break
+            last_good = _result(_copied(params), history, mesh)
+            if kept:
+                record = {"history": history, "best": best, "waited": waited}
+                record |= {"start": steps if stop else done}
+                kept.save(done, _State(params, opt_state, best_params), record)
+        if stop:
+            break
     line.close()
-    return FitResult(best_params if patience is not None else params, _columns(history))
+    return _result(best_params if patience is not None else params, history, mesh)
 
 
-def _columns(history: list[tuple[int, float, float]]) -> History:
-    return History(*(np.array(column) for column in zip(*history, strict=True)))
+def _sampler(batch_size: int) -> Callable[[jax.Array, Batch], Batch]:
+    """Draw rows of the data, with replacement."""
+
+    def draw(key, data):
+        rows = jax.random.randint(key, (batch_size,), 0, data[0].shape[0])
+        return tuple(array[rows] for array in data)
+
+    return draw
+
+
+def _simulator(simulate: Callable[[jax.Array], Batch]) -> Callable[[jax.Array, Batch], Batch]:
+    """Draw a batch that is simulated, if it is one."""
+
+    def draw(key, _):
+        batch = simulate(key)
+        if not isinstance(batch, tuple):
+            raise FitError(
+                "`data`, a function of a key, must return a batch: a tuple of arrays, such as "
+                f"(x, y); it returned {type(batch).__name__}."
+            )
+        return batch
+
+    return draw
+
+
+def _scalar(loss: Loss) -> Loss:
+    """The loss, if it is one number."""
+
+    def scalar_loss(params, *batch):
+        value = loss(params, *batch)
+        if jnp.shape(value) != ():
+            shape = jnp.shape(value)
+            raise FitError(f"The loss must return one number; it has shape {shape}: take its mean.")
+        return value
+
+    return scalar_loss
+
+
+def _copied(params: Params) -> Params:
+    """Arrays that the next step does not overwrite."""
+    return jax.tree.map(jnp.array, params)
+
+
+def _result(params: Params, history: list[Report], mesh: Mesh | None) -> FitResult:
+    columns = (np.array(column) for column in zip(*history, strict=True))
+    return FitResult(several_devices.first_copy(params, mesh), History(*columns))
 
 
 def _checked(data: Any, name: str, count: int | None) -> Batch:

@@ -36,7 +36,7 @@ class _Classifier(nn.Module):
     @nn.compact
     def __call__(self, x):
         for _ in range(2):
-            x = nn.silu(nn.Dense(64, bias_init=nn.initializers.normal(0.5))(x))
+            x = nn.silu(nn.Dense(64)(x))
         return nn.Dense(1)(x)[..., 0]
 
 
@@ -102,7 +102,15 @@ def _by_network(both: np.ndarray, key: jax.Array) -> np.ndarray:
     rows = jnp.asarray(both.transpose(3, 0, 2, 1, 4).reshape(half, 2 * n_sets, 2, d))
     classifier = _Classifier()
     start_key, fit_key = jax.random.split(key)
-    start = jax.jit(jax.vmap(lambda key: classifier.init(key, jnp.zeros((1, d)))))
+    # Drawn by NumPy, for flax would take a second to compile it. Biases too: the bends of units
+    # that start at zero would all meet in the origin.
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(start_key)))
+
+    def drawn(leaf):
+        scale = leaf.shape[0] ** -0.5 if leaf.ndim == 2 else 0.5
+        return scale * rng.standard_normal((2 * n_sets, *leaf.shape), dtype=np.float32)
+
+    start = jax.tree.map(drawn, jax.eval_shape(classifier.init, start_key, jnp.zeros((1, d))))
     apply = jax.vmap(classifier.apply, in_axes=(0, 1), out_axes=1)
 
     def loss(params, x):
@@ -112,7 +120,7 @@ def _by_network(both: np.ndarray, key: jax.Array) -> np.ndarray:
 
     result = fit(
         loss,
-        start(jax.random.split(start_key, 2 * n_sets)),
+        start,
         (rows,),
         key=fit_key,
         optimizer=optax.adam(optax.cosine_decay_schedule(1e-2, _STEPS)),

@@ -1,9 +1,15 @@
-"""Interactive figures: sliders move artists in place; a still picture where no kernel runs."""
+"""Interactive figures: sliders move artists in place.
+
+Stored notebooks hold a film strip of the most telling slider, for pages without a kernel, and a
+still picture for those that run no script either.
+"""
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import ipywidgets
 import jax
@@ -18,17 +24,29 @@ from PIL import Image
 
 from dlcourse_utils.datasets import two_moons
 from dlcourse_utils.exact import normalise
-from dlcourse_utils.plot import MODEL, OTHER, TRUTH
+from dlcourse_utils.plot import MODEL, OTHER, TRUTH, filmstrip
 
 LogPosterior = Callable[[jax.Array], jax.Array]
+LONGEST = 5.0  # arrow of a score times the noise
 STILL = "Still picture: open the notebook and run this cell to move the sliders."
+# What an environment has in which outputs are made to be stored. Elsewhere no film strip is made:
+# it costs time, and Colab prefers HTML to a widget.
+STORED = "DLCOURSE_STORED"
+
+
+class Strip(NamedTuple):
+    """What moves on a page without a kernel: a slider's name, its values, and each in words."""
+
+    name: str
+    values: Sequence[float]
+    words: Callable[[float], str]
 
 
 class Explorer:
     """One figure that is redrawn in place: what moves is drawn on a kept picture of the rest.
 
-    A subclass makes its artists with ``animated=True``, lists them in ``self.moving`` and moves
-    them in `move`.
+    A subclass makes its artists with ``animated=True``, lists them in ``self.moving``, moves them
+    in `move` and says in `describe` what is then seen.
     """
 
     def __init__(self):
@@ -42,18 +60,30 @@ class Explorer:
         """Set the artists to these values of the sliders."""
         raise NotImplementedError
 
+    def describe(self) -> str:
+        """What the picture now shows, for those who do not see it."""
+        raise NotImplementedError
+
     def label(self, text: str) -> None:
         """Write a line above the axes."""
         self.ax.set_title(text, fontsize=10)
         self._canvas.draw()
         self._background = self._canvas.copy_from_bbox(self.figure.bbox)
 
-    def draw(self, values: np.ndarray) -> bytes:
-        """Move the artists to these values of the sliders and return the picture as PNG."""
+    def frame(self, values: np.ndarray, words: str) -> filmstrip.Frame:
+        """The picture at these values of the sliders as part of a film strip."""
+        self._redraw(values)
+        return filmstrip.Frame(filmstrip.picture(self._canvas), words, self.describe())
+
+    def _redraw(self, values: np.ndarray) -> None:
         self.move(values)
         self._canvas.restore_region(self._background)
         for artist in self.moving:
             self.ax.draw_artist(artist)
+
+    def draw(self, values: np.ndarray) -> bytes:
+        """Move the artists to these values of the sliders and return the picture as PNG."""
+        self._redraw(values)
         buffer = io.BytesIO()
         picture = Image.fromarray(np.asarray(self._canvas.buffer_rgba()))
         picture.save(buffer, format="png", compress_level=1)
@@ -84,6 +114,17 @@ class PosteriorExplorer(Explorer):
         for line, log_p in zip(self.moving, self._densities, strict=True):
             line.set_ydata(np.exp(np.asarray(log_p(x)[0])))
 
+    def describe(self) -> str:
+        peaks = []
+        for line in self.moving:
+            m, p = line.get_data()
+            before, after = np.r_[0.0, p[:-1]], np.r_[p[1:], 0.0]
+            tops = m[(p > before) & (p >= after) & (p > 0.05 * p.max())]
+            peaks.append(" and ".join(f"{top:.2f}" for top in tops))
+        return "Posterior of one cluster: the exact one peaks at {}, the network's at {}.".format(
+            *peaks
+        )
+
 
 class PathExplorer(Explorer):
     """The path of one point through the layers of a flow, on the flow's density."""
@@ -113,6 +154,11 @@ class PathExplorer(Explorer):
         for line, part in zip(self.moving, (points, points[:1], points[-1:]), strict=True):
             line.set_data(*part.T)
 
+    def describe(self) -> str:
+        _, start, end = (line.get_xydata()[0] for line in self.moving)
+        places = "({:.1f}, {:.1f}) to ({:.1f}, {:.1f})".format(*start, *end)
+        return f"Path of one point through the layers, from {places}, on the density of the flow."
+
 
 class DiffusionExplorer(Explorer):
     """The blurred two moons, arrows of a score, and points on their way, at one noise level."""
@@ -131,9 +177,15 @@ class DiffusionExplorer(Explorer):
         noises = np.hypot(self._levels, two_moons.NOISE)
         shades = [np.exp(np.asarray(two_moons.log_prob(plane, float(n)))) for n in noises]
         self._shades = [(p / p.max()).reshape(len(first), -1).T for p in shades]
-        self._arrows = [
+        arrows = [
             np.asarray(score(jnp.asarray(coarse), level)) * noise
             for level, noise in zip(self._levels, noises, strict=True)
+        ]
+        # An arrow reaches to the next at most: longer ones would cover the moons.
+        lengths = [np.linalg.norm(arrow, axis=1, keepdims=True) for arrow in arrows]
+        self._arrows = [
+            arrow * LONGEST / np.maximum(length, LONGEST)
+            for arrow, length in zip(arrows, lengths, strict=True)
         ]
         extent = (first[0], first[-1], second[0], second[-1])
         shade = self.ax.imshow(
@@ -165,6 +217,13 @@ class DiffusionExplorer(Explorer):
         shade.set_data(self._shades[nearest])
         arrows.set_UVC(*self._arrows[nearest].T)
         dots.set_data(*self._points[nearest].T)
+        self._level = self._levels[nearest]
+
+    def describe(self) -> str:
+        return (
+            f"Points on their way to the two moons at noise level {self._level:.2g}, on the density"
+            " of the moons blurred by it, with arrows of the score."
+        )
 
 
 class StrengthExplorer(Explorer):
@@ -205,6 +264,10 @@ class StrengthExplorer(Explorer):
         picture, note = self.moving
         picture.set_data(np.arcsinh(self._restored[nearest]))
         note.set_text(self._notes[nearest])
+
+    def describe(self) -> str:
+        note = self.moving[-1].get_text()
+        return f"A galaxy as seen, restored and as it is. The restored one: {note}."
 
 
 class SampleExplorer(Explorer):
@@ -249,6 +312,10 @@ class SampleExplorer(Explorer):
             picture.set_data(images[k])
         note.set_text(f"sample {k + 1} of {len(self._samples)}: χ² per pixel {self._chi2[k]:.2f}")
 
+    def describe(self) -> str:
+        note = self.moving[-1].get_text()
+        return f"A galaxy as seen, a posterior sample, this as seen, and the residual; {note}."
+
 
 def explore_posterior(
     network: LogPosterior,
@@ -258,14 +325,15 @@ def explore_posterior(
     start: Sequence[float],
     xlabel: str,
     ranges: Mapping[str, tuple[float, float]],
+    strip: Strip,
 ) -> None:
     """Show sliders for the features of one cluster, and both posteriors moving with them.
 
     ``network`` and ``exact`` give log posteriors (1, g) of features (1, d) on ``grid`` (g,), up to
-    a constant; ``ranges`` names the d features with their ends. A page without a kernel shows a
-    still picture.
+    a constant; ``ranges`` names the d features with their ends. A page without a kernel shows the
+    film ``strip`` of one of them.
     """
-    _show(PosteriorExplorer(network, exact, grid, xlabel), start, ranges)
+    _show(PosteriorExplorer(network, exact, grid, xlabel), start, ranges, strip)
 
 
 def explore_path(
@@ -278,10 +346,11 @@ def explore_path(
     """Show two sliders for a point of the Gaussian, and its path through the layers of a flow.
 
     ``path`` maps a point (1, 2) to its places (k, 1, 2) after each layer; ``density`` (g, h) on the
-    two ``axes`` is what lies behind. A page without a kernel shows a still picture.
+    two ``axes`` is what lies behind. A page without a kernel shows a film strip.
     """
     ends = (-2.5, 2.5)
-    _show(PathExplorer(path, axes, density), start, {"z1": ends, "z2": ends})
+    strip = Strip("z1", np.linspace(*ends, 11), lambda z: f"{z:.1f} standard deviations")
+    _show(PathExplorer(path, axes, density), start, {"z1": ends, "z2": ends}, strip)
 
 
 def explore_diffusion(
@@ -294,10 +363,13 @@ def explore_diffusion(
     """Show a slider for the noise level of the two moons.
 
     ``points`` (k, n, 2) are where points are at each of the ``levels`` (k,), ``score(x, sigma)``
-    maps points (m, 2) to their score. A page without a kernel shows a still picture.
+    maps points (m, 2) to their score. A page without a kernel shows a film strip.
     """
     ends = float(np.log10(np.min(levels))), float(np.log10(np.max(levels)))
-    _show(DiffusionExplorer(levels, points, score), [np.log10(start)], {"log10 sigma": ends})
+    name, of_strip = "log10 sigma", np.linspace(0, len(levels) - 1, 11).round().astype(int)
+    values = np.log10(np.sort(levels)[of_strip])
+    strip = Strip(name, values, lambda s: f"{s:.2f}, sigma {10**s:.2g}")
+    _show(DiffusionExplorer(levels, points, score), [np.log10(start)], {name: ends}, strip)
 
 
 def explore_strength(
@@ -313,11 +385,13 @@ def explore_strength(
 
     ``restored`` (k, n, n) and ``notes`` are images and texts for each of the ``strengths`` (k,),
     ``seen`` and ``truth`` the galaxy through the telescope and as it is, all in nJy per fine pixel.
-    A page without a kernel shows a still picture.
+    A page without a kernel shows a film strip.
     """
     ends = float(np.log10(np.min(strengths))), float(np.log10(np.max(strengths)))
     explorer = StrengthExplorer(strengths, *map(jax.device_get, (restored, notes, seen, truth)))
-    _show(explorer, [np.log10(start)], {"log10 strength": ends})
+    name = "log10 strength"
+    strip = Strip(name, np.linspace(*ends, 13), lambda s: f"{s:.1f}, strength {10**s:.4g}")
+    _show(explorer, [np.log10(start)], {name: ends}, strip)
 
 
 def explore_samples(
@@ -331,20 +405,26 @@ def explore_samples(
     ``seen`` (m, m) is the observation, NaN where masked, ``samples`` (k, n, n) are images of the
     posterior and ``predicted`` (k, m, m) what the telescope would see of them without noise, all in
     nJy per pixel of their own; ``noise`` is the standard deviation of a pixel of ``seen``, one
-    number or (m, m). Samples count from 1. A page without a kernel shows a still picture.
+    number or (m, m). Samples count from 1. A page without a kernel shows a film strip.
     """
     explorer = SampleExplorer(*map(np.asarray, (seen, samples, predicted, noise)))
-    _show(explorer, [1], {"sample": (1, len(samples))}, whole=True)
+    count = len(samples)
+    strip = Strip("sample", range(1, min(count, 12) + 1), lambda k: f"{k} of {count}")
+    _show(explorer, [1], {"sample": (1, count)}, strip, whole=True)
 
 
 def _show(
     explorer: Explorer,
     start: Sequence[float],
     ranges: Mapping[str, tuple[float, float]],
+    strip: Strip,
     *,
     whole: bool = False,
 ) -> None:
-    """Sliders between the ends of each range, of ``whole`` numbers or 200 steps, and the figure."""
+    """Sliders between the ends of each range, of ``whole`` numbers or 200 steps, and the figure.
+
+    Where outputs are made to be stored, the film strip comes with them.
+    """
 
     def slider(name: str, low: float, high: float, value: float) -> ipywidgets.Widget:
         kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
@@ -383,7 +463,25 @@ def _show(
     if get_ipython() is None:
         print(STILL)
         return
-    # Both forms in one output: a page with a kernel takes the widget, any other the picture.
+    # All forms in one output: a page shows the first that it can, a widget only with a kernel.
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
     widget = {"application/vnd.jupyter.widget-view+json": view}
-    display({**widget, "image/png": still, "text/plain": STILL}, raw=True)
+    forms = {**widget, "image/png": still, "text/plain": STILL}
+    if STORED in os.environ:
+        forms["text/html"] = _film(explorer, start, list(ranges), strip)
+    display(forms, raw=True)
+
+
+def _film(explorer: Explorer, start: Sequence[float], names: Sequence[str], strip: Strip) -> str:
+    """HTML of the pictures along a strip, the other sliders at their start."""
+    moved, values = names.index(strip.name), np.array(start, dtype=float)
+    pairs = zip(names, start, strict=True)
+    fixed = ", ".join(f"{name} = {value:g}" for name, value in pairs if name != strip.name)
+    frames = []
+    for value in strip.values:
+        values[moved] = value
+        frames.append(explorer.frame(values, strip.words(value)))
+    note = f"Computed beforehand at {len(frames)} positions{fixed and ', all with '}{fixed}. "
+    note += "To move the sliders freely, open the notebook and run this cell."
+    first = int(np.argmin(np.abs(np.asarray(strip.values) - start[moved])))
+    return filmstrip.page(frames, label=strip.name, first=first, still=STILL, note=note)

@@ -12,7 +12,7 @@
 # prerequisites:
 #   - Python with NumPy arrays; a first look at jax.numpy and at training a network
 #   - densities, Bayes' theorem, the normal law
-# needs: a CPU is enough; a GPU is used when there is one
+# needs: a CPU is enough; a GPU pays off when you train longer or larger networks
 # jupyter:
 #   kernelspec:
 #     display_name: Python 3
@@ -723,6 +723,9 @@ widgets.explore_posterior(
         "log_n": (0.7, 2.3),
         "z": (0.02, 0.2),
     },
+    strip=widgets.Strip(
+        "log_sigma", jnp.linspace(2.6, 3.1, 11), lambda s: f"{s:.2f}, sigma {10**s:.0f} km/s"
+    ),
 )
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 # prerequisites:
 #   - Python with NumPy arrays; jax.grad; a first flax network (lesson 01 has one)
 #   - densities, Bayes' theorem, determinants
-# needs: a CPU is enough; a GPU is used when there is one
+# needs: a CPU is enough; a GPU pays off when you train longer or larger networks
 # seconds: 90
 # jupyter:
 #   kernelspec:

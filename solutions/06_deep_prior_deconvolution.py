@@ -12,7 +12,7 @@
 # prerequisites:
 #   - Python with NumPy arrays; jax.grad; Fourier transforms
 #   - Bayes' theorem with Gaussians; lesson 03 for what a flow is
-# needs: a CPU is enough; a GPU is used when there is one
+# needs: a CPU is enough; a GPU pays off when you train longer or larger networks
 # seconds: 120
 # jupyter:
 #   kernelspec:

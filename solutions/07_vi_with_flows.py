@@ -12,7 +12,7 @@
 # prerequisites:
 #   - Python with NumPy arrays; jax.grad; Bayes' theorem with Gaussians
 #   - lesson 03 for what a flow is; lesson 06 for the telescope and the learned prior
-# needs: a CPU is enough; a GPU is used when there is one
+# needs: a CPU is enough; a GPU pays off when you train longer or larger networks
 # seconds: 120
 # jupyter:
 #   kernelspec:
@@ -728,7 +728,7 @@ figures.corner(quantities(chain_z), quantities(z), quantities(truth_z)[0], label
 
 # %% [markdown] exercise="07.5" minutes=8 difficulty=2
 # ### Weigh the samples
-# The means agree. But hardly one of the 33 widths is larger than that of the chains: the guide is narrower, by some 9 % for the typical latent. This is the reverse KL of section 3, and the corner plot is too coarse to show it.
+# The means agree. But hardly one of the 33 widths is larger than that of the chains: the guide is narrower, by nearly a tenth for the typical latent. This is the reverse KL of section 3, and the corner plot is too coarse to show it.
 #
 # The guide $q$ is not the posterior $p$. A sample that $q$ draws too rarely should count for more: $w_i \propto p(x_i, y) / q(x_i)$. Return the weights, scaled to a sum of 1, and the **effective fraction** of the samples, $1 / (n \sum_i w_i^2)$: 1 if all weights are equal, $1/n$ if one sample has all.
 #

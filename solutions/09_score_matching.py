@@ -12,7 +12,7 @@
 # prerequisites:
 #   - Python with NumPy arrays; jax.grad; a flax network (lesson 01 has one)
 #   - Gaussian densities, Bayes' theorem, Fourier transforms (section 7)
-# needs: a CPU is enough; a GPU is used when there is one
+# needs: a CPU is enough; a GPU pays off when you train longer or larger networks
 # seconds: 90
 # jupyter:
 #   kernelspec:
@@ -219,7 +219,7 @@ SMALLEST, LARGEST = 0.02, 2.0  # noise levels
 class Net(nn.Module):
     """Points near one (n, 2) and a number for the noise level (n, 1) to an output (n, n_outputs)."""
 
-    width: int = 96
+    width: int = 64
     n_outputs: int = 2
 
     @nn.compact
@@ -227,7 +227,7 @@ class Net(nn.Module):
         # Waves of several lengths: a network is slow to bend along one smooth input.
         waves = t * 2.0 ** jnp.arange(1.0, 5.0)[None, :]
         x = jnp.concatenate([x, t, jnp.sin(waves), jnp.cos(waves)], axis=-1)
-        for _ in range(4):
+        for _ in range(5):
             # flax starts biases at zero: the bends of all units would then meet at the origin.
             x = nn.silu(nn.Dense(self.width, bias_init=nn.initializers.normal(0.5))(x))
         return nn.Dense(self.n_outputs)(x)
@@ -377,8 +377,8 @@ def weighted_loss(params, x, sigma, noise):
 
 trial = fit(
     weighted_loss,
-    jax.tree.map(lambda leaf: jnp.stack(3 * [leaf]), start),
-    draw,
+    jax.tree.map(lambda leaf: np.stack(3 * [leaf]), start),
+    partial(draw, n=256),
     key=jax.random.key(9),
     # Adam's steps do not depend on the size of a gradient, so the three do not disturb each other.
     optimizer=optax.adam(optax.cosine_decay_schedule(1e-2, 250)),
@@ -387,7 +387,8 @@ trial = fit(
 )
 
 
-trial_params = [jax.tree.map(lambda leaf, k=k: leaf[k], trial.params) for k in range(3)]
+of_three = jax.device_get(trial.params)
+trial_params = [jax.tree.map(lambda leaf, k=k: leaf[k], of_three) for k in range(3)]
 weight_errors = [relative_errors(partial(score_with, params)) for params in trial_params]
 
 figures.weights(LEVELS, weight_errors)
@@ -395,7 +396,7 @@ figures.weights(LEVELS, weight_errors)
 # %% [markdown]
 # Undivided, the loss is dominated by large noise, where errors are large in absolute terms: small noise is neglected. Divided by $\sigma^4$, which is
 # the plain squared error of the score, it is dominated by the few points with the smallest noise, where scores are huge: they decide every step, and in 250 steps little is learned
-# at any level. $\sigma^2$ is the balance: a little worse than the first at the largest noise, and far better everywhere else.
+# at any level. $\sigma^2$ is the balance: worse than the first at the largest noise, where both are good, and far better everywhere else.
 
 # %% [markdown] think=true
 # **Think.** The network was trained with noise $\sigma$ *added* to points that already have a noise of 0.05. What does it know of the density of the
@@ -756,7 +757,8 @@ def curl(score, sigma):
 def operations(net, params):
     """Floating-point operations in the gradient of the loss for one batch."""
     gradient = jax.jit(jax.grad(lambda p, *batch: dsm_loss(denoiser_of(net, p), *batch)))
-    return gradient.lower(params, *draw(jax.random.key(20))).cost_analysis()["flops"]
+    batch = jax.eval_shape(draw, jax.random.key(20))
+    return gradient.lower(params, *batch).cost_analysis()["flops"]
 
 
 for name, score in {"two outputs": learned_score, "energy": energy_score}.items():
@@ -843,10 +845,10 @@ def exact(x, sigma):
     return two_moons.score_given_first(x, sigma, Y, Y_NOISE) - exact_score(x, sigma)
 
 
-keep = jax.random.uniform(jax.random.key(27), (len(test),)) < jnp.exp(
-    -0.5 * ((Y - test[:, 0]) / Y_NOISE) ** 2
-)
-posterior_points = test[np.flatnonzero(keep)[:2_000]]
+true_points = np.asarray(test)
+likelihood = np.exp(-0.5 * ((Y - true_points[:, 0]) / Y_NOISE) ** 2)
+keep = np.random.default_rng(27).random(len(test)) < likelihood
+posterior_points = true_points[keep][:2_000]
 
 
 def pull_errors(pull):
@@ -1107,17 +1109,18 @@ for name, score in {"right": gaussian_score, "a": score_a, "b": score_b}.items()
 #
 # The sampler is that of section 7. It starts from samples of the *linear* answer, which is not far, so the noise need not be large at first. (The score is not linear here, so the trapezoidal
 # rule makes its acceptance a rough one; the steps are short enough not to depend on it.) One
-# passage of 24 levels gives one sample per chain, and 24 chains per sky, with a noise of 0.05 left.
+# passage of 24 levels gives one sample per chain, and 16 chains per sky, with a noise of 0.05 left.
 
 # %%
-PIXELS, N_SKIES, N_DRAWS = 32, 6, 24
+PIXELS, N_SKIES, N_DRAWS = 32, 6, 16
 holes = random_fields.mask(PIXELS)
 lumpy_power = random_fields.log_normal_power(random_fields.power(PIXELS))
 keys = jax.random.split(jax.random.key(28), 4)
 n_fields = N_SKIES * N_DRAWS
-gaussian = random_fields.simulate(keys[0], n_fields, random_fields.power(PIXELS))[:N_SKIES]
+gaussian = random_fields.simulate(keys[0], N_SKIES, random_fields.power(PIXELS))
 lumpy = random_fields.log_normal(gaussian)
-skies = holes[None] * (lumpy + FIELD_NOISE * jax.random.normal(keys[1], lumpy.shape))
+white = jax.random.normal(keys[1], (n_fields, PIXELS, PIXELS))
+skies = holes[None] * (lumpy + FIELD_NOISE * white[:N_SKIES])
 
 field_params = field_denoiser.load()
 
@@ -1151,7 +1154,7 @@ drawn, accepted = diffusion.run_chain(
         n_leapfrog=3,
     ),
     keys[3],
-    start_fields + lumpy_levels[0] * jax.random.normal(jax.random.key(29), start_fields.shape),
+    start_fields + lumpy_levels[0] * white[::-1],
     (lumpy_levels,),
     label="log-normal field",
 )
@@ -1190,7 +1193,7 @@ verdict("log-normal field: rms error of Wiener over ours", factor, low=1.0, erro
 # %% [markdown]
 # ## 9 · Slide the noise
 #
-# Move the noise level. Points follow the probability-flow ODE, arrows show the learned score, in units of the noise, and the shade is the exact density.
+# Move the noise level. Points follow the probability-flow ODE, arrows show the learned score, in units of the noise (at most 5 of them), and the shade is the exact density.
 # Where do the points choose their moon? (Most between 0.5 and 0.2, as the hill breaks in two.)
 
 # %% tags=["widget"] alt="The density of the blurred moons at one noise level, arrows of the learned score, and points on their way along the ODE."

@@ -4,6 +4,7 @@ They act in the process of the tests only: the kernels of notebooks run as a stu
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ import jax
 import matplotlib as mpl
 import pytest
 
-from dlcourse_utils import paths, registry
+from dlcourse_utils import files, galaxy_prior, paths, registry, telescope
 
 _HOME = tempfile.mkdtemp(prefix="dlcourse-")
 os.environ["DLCOURSE_HOME"] = _HOME  # kernels inherit it: a person's progress is left alone
@@ -26,20 +27,32 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 # Files of tests that come before the notebooks, and these before the rest.
-LONGEST = {"test_browser": -2, "test_colab": -2, "test_checks": -2, "test_notebooks": -1}
+LONGEST = {"test_browser": -2, "test_checks": -2, "test_notebooks": -1}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks run whole lessons: the quick loop leaves them out. The longest files come first, or
-    one process would end with them alone."""
+    """The quick loop leaves out notebooks, which run whole lessons, and Colab. The longest files
+    come first, or one process would end with them alone."""
     for item in items:
-        if item.path.suffix == ".ipynb":
+        if item.path.suffix == ".ipynb" or item.get_closest_marker("colab"):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: LONGEST.get(item.path.stem, item.path.suffix != ".ipynb"))
 
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the seconds that tests have measured, and keep them as build/colab.json."""
+    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    kept = [value for r in reports for name, value in r.user_properties if name == "seconds"]
+    if kept:
+        terminalreporter.section("seconds")
+        for name, seconds in kept:
+            terminalreporter.line(f"{seconds:7.1f} s  {name}")
+        text = json.dumps(dict(kept), indent=1, ensure_ascii=False) + "\n"
+        files.write(ROOT / "build" / "colab.json", text.encode())
 
 
 def pytest_report_header() -> str:
@@ -88,6 +101,18 @@ def load_script() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def prior() -> galaxy_prior.GalaxyPrior:
+    """The shipped prior of galaxies."""
+    return galaxy_prior.load()
+
+
+@pytest.fixture(scope="session")
+def operator() -> jax.Array:
+    """The matrix of a telescope with the PSF that is the default of the survey."""
+    return telescope.operator(telescope.difference_kernel(telescope.moffat()))
 
 
 @pytest.fixture

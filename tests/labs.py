@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Locator, expect
@@ -20,10 +21,10 @@ from playwright.sync_api import Locator, expect
 from tests.browsers import Visit
 from tests.environments import run, unprivileged
 
-# All cells are in the page, also those out of sight, and nobody is asked about news.
+# All cells are in the page, also those out of sight, and nothing is asked of the network.
 _SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "apputils-extension/notification": {"checkForUpdates": False},
 }
 _RAN = """() => {
     const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]
@@ -88,8 +89,9 @@ class Lab:
 
     def page(self, notebook: str) -> str:
         """Address of a notebook of course/, in a workspace of its own: no other is open there."""
-        start, _, token = self.address.partition("?")
-        return f"{start}/workspaces/{notebook.partition('.')[0]}/tree/{notebook}?{token}"
+        workspace = notebook.partition(".")[0]
+        path = f"/lab/workspaces/{workspace}/tree/{notebook}"
+        return urlsplit(self.address)._replace(path=path).geturl()
 
 
 @contextmanager

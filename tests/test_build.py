@@ -14,10 +14,12 @@ import yaml
 from dlcourse_utils import build as building
 from dlcourse_utils import execute, files, leaks, lessons, pages, paths, render
 from dlcourse_utils.build import build, reset
+from dlcourse_utils.checks import engine
 from dlcourse_utils.errors import CourseError
 from dlcourse_utils.lessons import SourceError
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 TEXT = (GOLDEN / "01_tiny.py").read_text(encoding="utf-8")
 ADDRESS = ("https://github.com/example/course", "v1.2.3")
 ANSWER = "total = sum(x, start=0.0)"
@@ -38,15 +40,31 @@ def plain_setup(monkeypatch):
     )
 
 
+BEGIN, END = pages.marks("lessons")
+# What a checkout has before the first build.
+WRITTEN = {
+    "solutions/01_tiny.py": TEXT,
+    "pyproject.toml": PROJECT,
+    "README.md": "# Course\n\n<!-- figure:begin -->\n<!-- figure:end -->\n"
+    f"{BEGIN}\n{END}\n\nEnd.\n",
+    "CITATION.cff": (ROOT / "CITATION.cff").read_text(encoding="utf-8"),
+    "LICENSE": "Do what you like.\n",
+    "LICENSE-text": "Say what you like.\n",
+    "data/registry.toml": "",
+    "course/references.bib": "@misc{doe2020, author = {Doe, Jo}, title = {Means}, year = {2020}}\n",
+}
+MEDIAN = engine.Suspect("median", sorted, "You return the median.", "It forgets.", "Add.")
+SPEC = engine.Spec("01.1", "mean", cases=lambda rng: {}, suspects=(MEDIAN,), insight="")
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """The root of a course of one tiny lesson."""
-    (tmp_path / "solutions").mkdir()
-    (tmp_path / "solutions" / "01_tiny.py").write_text(TEXT, encoding="utf-8")
-    (tmp_path / "pyproject.toml").write_text(PROJECT, encoding="utf-8")
-    readme = f"# Course\n\n{pages.BEGIN}\n{pages.END}\n\nEnd.\n"
-    (tmp_path / "README.md").write_text(readme, encoding="utf-8")
+    for name, text in WRITTEN.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.setattr(paths, "repository_root", lambda: tmp_path)
+    monkeypatch.setattr(engine, "specs", lambda number: {SPEC.id: SPEC})
     return tmp_path
 
 
@@ -190,7 +208,7 @@ def test_a_solution_line_quoted_in_a_hint_is_refused(checkout, runs):
     edit(checkout / "solutions" / "01_tiny.py", "# Hint: add", f"# Hint: `{ANSWER}` will add")
     with pytest.raises(SourceError, match=r"the solution line .* can be read in course/01_tiny"):
         build()
-    assert not (checkout / "course").exists()
+    assert [path.name for path in (checkout / "course").iterdir()] == ["references.bib"]
 
 
 @pytest.mark.parametrize(
@@ -239,14 +257,18 @@ def test_build_makes_everything_once(checkout, runs, capsys):
     assert build() == 0
     made = snapshot(checkout)
     names = {path.relative_to(checkout).as_posix() for path in made}
-    assert names == {
-        "README.md",
-        "pyproject.toml",
+    assert names - set(WRITTEN) == {
         "course/01_tiny.ipynb",
+        "course/START_HERE.md",
         "course/_toc.yml",
+        "course/cite.md",
         "course/index.md",
+        "course/instructors.md",
+        "course/instructors_01.md",
+        "course/licence.md",
+        "course/part_densities.md",
+        "course/references.md",
         "solutions/01_tiny.ipynb",
-        "solutions/01_tiny.py",
     }
     assert build(check=True) == 0
     capsys.readouterr()
@@ -272,18 +294,68 @@ def test_pages_list_the_lessons(checkout, runs):
     assert "What a mean is, and" in row and "| 5 |" in row and "Open in Colab" in row
     assert readme.startswith("# Course\n\n<!--") and readme.endswith("-->\n\nEnd.\n")
     index = (checkout / "course" / "index.md").read_text(encoding="utf-8")
-    assert "## Densities" in index and "(../solutions/01_tiny.ipynb)" in index
+    assert "### [Densities](part_densities.md)" in index and "(../solutions/01_tiny.ipynb)" in index
     toc = yaml.safe_load((checkout / "course" / "_toc.yml").read_text(encoding="utf-8"))
     assert toc["format"] == "jb-book" and toc["root"] == "course/index"
-    assert toc["parts"] == [
-        {"caption": "Densities", "chapters": [{"file": "solutions/01_tiny"}]},
-    ]
+    first, last = toc["parts"]
+    assert first == {
+        "caption": "Densities",
+        "chapters": [
+            {"file": "course/part_densities", "title": "Overview"},
+            {"file": "solutions/01_tiny"},
+        ],
+    }
+    teaching = [{"file": "course/instructors_01"}]
+    assert {"file": "course/instructors", "sections": teaching} in last["chapters"]
 
 
-def test_a_readme_without_markers_is_refused(checkout, runs):
-    edit(checkout / "README.md", pages.END, "")
-    with pytest.raises(CourseError, match=r"README.md must have the lines"):
+def test_what_is_written_by_hand_stays(checkout, runs):
+    build()
+    path = checkout / "course" / "instructors_01.md"
+    edit(path, "<!-- mistakes:begin -->", "By hand.\n\n<!-- mistakes:begin -->")
+    by_hand = path.read_text(encoding="utf-8")
+    assert "- **You return the median.** It forgets." in by_hand
+    assert build(check=True) == 0
+    edit(checkout / "solutions" / "01_tiny.py", "### A mean", "### The mean")
+    assert build(execute=False) == 0
+    assert path.read_text(encoding="utf-8") == by_hand.replace("A mean", "The mean")
+
+
+MARKS = {
+    "gone": (END, ""),
+    "twice": (END, f"{END}\n{END}"),
+    "crossed": (f"{BEGIN}\n{END}", f"{END}\n{BEGIN}"),
+}
+
+
+@pytest.mark.parametrize("case", MARKS)
+def test_a_page_without_its_marks_is_refused(case, checkout, runs):
+    edit(checkout / "README.md", *MARKS[case])
+    with pytest.raises(CourseError, match=r"README.md must have the lines <!-- lessons:begin -->"):
         build()
+
+
+def test_the_first_figure_of_a_lesson_is_on_the_front_page(checkout, monkeypatch):
+    def pretend(notebook, lesson):
+        notebook = json.loads(json.dumps(notebook))
+        code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        for number, cell in enumerate(code, 1):
+            cell["execution_count"] = number
+        data = {"image/png": "aGk=\n"}
+        code[-1]["outputs"] = [{"output_type": "display_data", "data": data, "metadata": {}}]
+        return execute.Execution(notebook, 1.0, [])
+
+    monkeypatch.setattr(building, "run_cells", pretend)
+    monkeypatch.setattr(pages, "FRONT", "01")
+    assert build() == 0
+    assert (checkout / "course" / "front.png").read_bytes() == b"hi"
+    index = (checkout / "course" / "index.md").read_text(encoding="utf-8")
+    assert "![A red dot.](front.png)\n\n*From [lesson 01](../solutions/01_tiny.ipynb).*" in index
+    readme = (checkout / "README.md").read_text(encoding="utf-8")
+    assert "![A red dot.](course/front.png)" in readme and "(solutions/01_tiny.ipynb)" in readme
+    assert build(check=True) == 0
+    (checkout / "course" / "front.png").write_bytes(b"ho")
+    assert build(check=True) == 1
 
 
 def test_changed_text_keeps_the_outputs_and_changed_code_does_not(checkout, runs):
@@ -599,6 +671,18 @@ STALE = {
     ),
     "readme": ("README.md", ("What a mean is", "What a median is"), "README.md: out of date"),
     "index": ("course/index.md", ("Densities", "Flows"), "course/index.md: out of date"),
+    "part": (
+        "course/part_densities.md",
+        ("a mean by hand", "it"),
+        "part_densities.md: out of date",
+    ),
+    "part gone": ("course/part_densities.md", None, "course/part_densities.md: out of date"),
+    "mistakes": (
+        "course/instructors_01.md",
+        ("the median", "a median"),
+        "course/instructors_01.md: out of date",
+    ),
+    "old part": ("course/part_flows.md", "# Flows", "course/part_flows.md: no source makes it"),
     "toc": ("course/_toc.yml", ("Densities", "Flows"), "course/_toc.yml: out of date"),
     "toc gone": ("course/_toc.yml", None, "course/_toc.yml: out of date"),
     "orphan": ("course/02_gone.ipynb", "{}", "course/02_gone.ipynb: a notebook without source"),

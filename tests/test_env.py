@@ -114,6 +114,17 @@ def test_numpy_replaced_under_the_kernel(versions) -> None:
     assert state("numpy") == ("broken", sentence)
 
 
+def test_course_replaced_under_the_kernel(versions) -> None:
+    assert env.course_trouble() is None
+    versions(dlcourse="9.9.9")
+    with pytest.raises(CourseError) as caught:
+        env.start()
+    assert str(caught.value) == (
+        f"dlcourse was replaced while this kernel runs ({__version__} is loaded, 9.9.9 is "
+        "installed): restart the kernel and run the notebook from the top."
+    )
+
+
 def test_numpy_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     error = ImportError("numpy.core.multiarray failed to import")
     monkeypatch.setattr(env, "import_module", raising(error))
@@ -201,14 +212,17 @@ def test_style_is_told_apart_without_colour() -> None:
     assert len(set(cycle["color"])) == len(set(map(str, cycle["linestyle"]))) == 7
 
 
-def set_up_cell(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[bool]]:
+def set_up_cell(
+    monkeypatch: pytest.MonkeyPatch, exit_code: int = 0
+) -> tuple[list[str], list[bool]]:
     """Run the set-up cell; the shell commands that it gives, and whether `start` was called."""
     text = env.colab_setup_lines("https://example.org/school/course", "v1.2.3")
     assert len(text.splitlines()) <= 6
     commands, started = [], []
     monkeypatch.setattr(env, "start", lambda: started.append(True))
     shell = SimpleNamespace(system=commands.append)
-    exec(TransformerManager().transform_cell(text), {"get_ipython": lambda: shell})
+    names = {"get_ipython": lambda: shell, "_exit_code": exit_code}
+    exec(TransformerManager().transform_cell(text), names)
     return commands, started
 
 
@@ -222,6 +236,13 @@ def test_set_up_cell_on_colab(monkeypatch: pytest.MonkeyPatch) -> None:
     assert started == [True]
     assert "pip uninstall -qqy tensorflow-probability" in command
     assert '"dlcourse @ git+https://example.org/school/course@v1.2.3"' in command
+    assert "d.__version__ == '1.2.3'" in command
+
+
+def test_set_up_cell_that_installs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    with pytest.raises(AssertionError, match=r"Python \(3\.11 to 3\.13, .* run this cell again\.$"):
+        set_up_cell(monkeypatch, exit_code=1)
 
 
 def test_doctor_prints_a_line_each(capsys: pytest.CaptureFixture, versions) -> None:

@@ -22,16 +22,6 @@ DEEP, MASKED = 6, 7
 
 
 @pytest.fixture(scope="module")
-def prior():
-    return galaxy_prior.load()
-
-
-@pytest.fixture(scope="module")
-def operator():
-    return telescope.operator(telescope.difference_kernel(telescope.moffat()))
-
-
-@pytest.fixture(scope="module")
 def stored():
     return galaxy_posteriors.load()
 

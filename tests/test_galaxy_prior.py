@@ -143,11 +143,6 @@ def test_noise_of_hubble_is_that_of_counted_electrons():
 
 
 @pytest.fixture(scope="module")
-def operator():
-    return telescope.operator(telescope.difference_kernel(telescope.moffat()))
-
-
-@pytest.fixture(scope="module")
 def observed(prior, operator):
     """A galaxy of the prior, with noise and some pixels masked, in one of them a wild number."""
     x = decode(prior, jnp.zeros((1, DIM)).at[0, -1].set(-2.0))

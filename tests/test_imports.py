@@ -17,12 +17,13 @@ MODULES = sorted(
 # The floor of each room; a module imports from its own floor and those below.
 LAYERS = (
     {"bootstrap", "env", "errors", "files", "paths", "registry"},
-    {"datasets", "diagnostics", "diffusion", "exact", "field_denoiser", "flows"}
-    | {"galaxy_posteriors", "galaxy_prior"}
+    {"checkpoints", "datasets", "diagnostics", "diffusion", "exact", "field_denoiser", "flows"}
+    | {"galaxy_posteriors", "galaxy_prior", "several_devices"}
     | {"lessons", "newton", "percent", "photometry", "plot", "regions", "telescope", "train"}
     | {"two_sample", "variational", "verdicts", "vi_coverage", "weights"},
     {"checks", "widgets"},
-    {"build", "cli", "doctor", "execute", "leaks", "pages", "render", "run"},
+    {"blocks", "book", "book_pages", "build", "cli", "doctor", "execute", "leaks", "pages"}
+    | {"render", "run"},
 )
 # Modules that must be light: the command line and what the build of a student notebook needs.
 LIGHT = ("bootstrap", "cli", "doctor", "env", "errors", "lessons", "paths", "registry")

@@ -72,7 +72,7 @@ def seconds_to_serve(clone: Path, log: Path) -> float:
         with serving(command, clone, log, clean_environment()) as address:
             assert log.read_text().startswith("Opening the course in JupyterLab")
             assert urlsplit(address).port != port
-            listing = answers(address.replace("/lab?", "/api/contents?"))
+            listing = answers(urlsplit(address)._replace(path="/api/contents").geturl())
             assert set(course_notebooks()) <= set(re.findall(r'"name": ?"([^"]+)"', listing))
             return time.perf_counter() - begun
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dlcourse_utils import execute, pages, paths, render
+from dlcourse_utils import execute, paths, render
 from dlcourse_utils import run as running
 from dlcourse_utils.errors import CourseError
 
@@ -28,7 +28,6 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "solutions").mkdir()
     (tmp_path / "solutions" / "01_tiny.py").write_text(TEXT, encoding="utf-8")
     (tmp_path / "pyproject.toml").write_text(PROJECT, encoding="utf-8")
-    (tmp_path / "README.md").write_text(f"{pages.BEGIN}\n{pages.END}\n", encoding="utf-8")
     monkeypatch.setattr(paths, "repository_root", lambda: tmp_path)
     monkeypatch.setattr(render, "colab_setup_lines", lambda repository, tag: "pass")
     return tmp_path

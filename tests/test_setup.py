@@ -113,11 +113,10 @@ def test_colab_satisfies_the_lower_bounds() -> None:
 
 
 def test_public_ci_runs_the_readmes_command() -> None:
-    steps = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"][
-        "steps"
-    ]
-    assert {"run": "make test"} in steps
-    assert (ROOT / ".ci/run").read_text().endswith("\nmake lint test\n")
+    jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]
+    assert {"run": "make test"} in jobs["test"]["steps"]
+    assert {"run": "make test-colab"} in jobs["colab"]["steps"]
+    assert (ROOT / ".ci/run").read_text().endswith("\nmake lint test test-colab\n")
     assert os.access(ROOT / ".ci/run", os.X_OK)
     assert "`make test`" in read(ROOT / "README.md")
 

@@ -83,16 +83,6 @@ def lesson():
     return engine.namespace("07")
 
 
-@pytest.fixture(scope="module")
-def prior():
-    return galaxy_prior.load()
-
-
-@pytest.fixture(scope="module")
-def operator():
-    return telescope.operator(telescope.difference_kernel(telescope.moffat()))
-
-
 @pytest.mark.tfp_ranks
 def test_the_gradient_of_the_bound_has_no_noise_where_the_guide_is_right(lesson, prior, operator):
     """Without data the posterior is the prior, and so is the guide at its start."""

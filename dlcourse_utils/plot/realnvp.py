@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from dlcourse_utils.datasets import two_moons
-from dlcourse_utils.plot import DATA, FAINT, MODEL, OTHER, TRUTH, animation, on_host
+from dlcourse_utils.plot import DATA, FAINT, MODEL, OTHER, TRUTH, filmstrip, on_host
 from dlcourse_utils.train import History
 
 Axes = tuple[np.ndarray, np.ndarray]
@@ -150,7 +150,7 @@ def training(histories: dict[str, History], floor: float) -> None:
     ax.set_title("How far from the exact density")
 
 
-def animate(stages: jax.Array, frames: int = 7) -> None:
+def animate(stages: jax.Array, frames: int = 4) -> None:
     """Show points moving through the stages (k, n, 2), as an animation that needs no kernel."""
     points = np.asarray(jax.device_get(stages))
     angle = np.arctan2(points[0][:, 1] - 0.25, points[0][:, 0] - 0.5)
@@ -163,9 +163,10 @@ def animate(stages: jax.Array, frames: int = 7) -> None:
     ax.grid(False)
     colours = {"c": angle, "cmap": "twilight", "vmin": -np.pi, "vmax": np.pi}
     dots = ax.scatter(*points[0].T, s=3, animated=True, **colours)
+    layers = 2 * (len(points) - 1)
     pictures, holds = [], []
     for k in range(len(points)):
-        ax.set_title(f"after {2 * k} of {2 * (len(points) - 1)} layers", fontsize=10)
+        ax.set_title(f"after {2 * k} of {layers} layers", fontsize=10)
         canvas.draw()
         background = canvas.copy_from_bbox(figure.bbox)
         for t in np.linspace(0.0, 1.0, frames)[1:] if k else (1.0,):
@@ -173,11 +174,12 @@ def animate(stages: jax.Array, frames: int = 7) -> None:
             dots.set_offsets((1.0 - ease) * points[k - 1] + ease * points[k])
             canvas.restore_region(background)
             ax.draw_artist(dots)
-            pictures.append(animation.frame(canvas, 32))
-            holds.append(60)
+            value = f"{round(2 * max(k - 1 + t, 0), 1):g} of {layers}"
+            alt = f"Points of a Gaussian on their way onto two moons, after layer {value}."
+            pictures.append(filmstrip.Frame(filmstrip.picture(canvas), value, alt))
+            holds.append(110)
         holds[-1] = 900
-    alt = "points of a Gaussian moved by one pair of layers after another onto two moons"
-    animation.show(pictures, holds, alt)
+    filmstrip.play(pictures, holds, label="layer", colours=32)
 
 
 @on_host

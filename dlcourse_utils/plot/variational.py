@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 from scipy import ndimage
 
-from dlcourse_utils.plot import DATA, FAINT, MODEL, TRUTH, animation, on_host
+from dlcourse_utils.plot import DATA, FAINT, MODEL, TRUTH, filmstrip, on_host
 from dlcourse_utils.plot.stamps import (
     LINES,
     SIGMAS,
@@ -213,9 +213,12 @@ def forming(means: np.ndarray, stds: np.ndarray, steps: np.ndarray) -> None:
         spread.set_data(std)
         figure.suptitle(f"step {step}", fontsize=10)
         canvas.draw()
-        pictures.append(animation.frame(canvas, 128))
-    alt = "posterior mean of a galaxy, and its standard deviation, which shrinks step by step"
-    animation.show(pictures, [*[200] * (len(pictures) - 1), 1500], alt)
+        alt = (
+            f"Mean and standard deviation of the posterior of a galaxy at step {step}; "
+            f"the standard deviation is at most {std.max():.2g} nJy."
+        )
+        pictures.append(filmstrip.Frame(filmstrip.picture(canvas), f"{step}", alt))
+    filmstrip.play(pictures, [400] * len(pictures), label="training step")
 
 
 @on_host

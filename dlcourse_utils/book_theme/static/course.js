@@ -1,0 +1,12 @@
+// Formulas that are wider than the page scroll with the arrow keys too.
+window.MathJax?.startup?.promise?.then(() => {
+  for (const formula of document.querySelectorAll("mjx-container[display]")) {
+    if (formula.scrollWidth > formula.clientWidth) formula.tabIndex = 0;
+  }
+});
+
+// Paper is white.
+const page = document.documentElement.dataset;
+let theme;
+window.addEventListener("beforeprint", () => ([theme, page.theme] = [page.theme, "light"]));
+window.addEventListener("afterprint", () => (page.theme = theme));

@@ -1,0 +1,158 @@
+"""Keep a training in a folder, so that one that was interrupted goes on where it stopped.
+
+A thin cover over orbax. It writes a checkpoint under another name and renames it when it is whole:
+whatever interrupts a write, the last good checkpoint stays.
+"""
+
+from __future__ import annotations
+
+import zlib
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dlcourse_utils import files
+from dlcourse_utils.env import first_line
+from dlcourse_utils.errors import CourseError
+
+_KEPT = 2  # where the newest is damaged, there is one before it
+_CHECKSUM = "checksum.txt"
+
+
+class CheckpointError(CourseError):
+    """A checkpoint cannot be written, cannot be read, or is of another training."""
+
+
+class Checkpoints:
+    """The checkpoints of one training, in a folder of their own.
+
+    ``settings``, JSON values by name, are what a training must have to go on from them.
+    """
+
+    def __init__(self, folder: str | PathLike, settings: dict[str, Any]):
+        try:
+            import orbax.checkpoint as ocp  # here, because it takes seconds
+        except ImportError as error:
+            raise CheckpointError(
+                "`checkpoint` needs orbax, which is missing: run `pip install orbax-checkpoint`, "
+                "or leave `checkpoint` out."
+            ) from error
+        self.folder = Path(folder).expanduser().absolute()
+        self.settings = settings
+        self.ocp = ocp
+        # A prefix, because orbax deletes old steps: a folder "2024" must not look like one.
+        self.options = ocp.CheckpointManagerOptions(
+            max_to_keep=_KEPT,
+            step_prefix="step",
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+        )
+
+    def restore(self, arrays: Any) -> tuple[Any, Any] | None:
+        """The arrays and the record of the newest checkpoint; None where there is none.
+
+        ``arrays``, a tree like the one that was saved, gives shapes, dtypes and devices.
+        Raises CheckpointError if the checkpoint is damaged or of another training.
+        """
+        with self._manager() as manager:
+            step = manager.latest_step()
+            if step is None:
+                return None
+            damaged = CheckpointError(
+                f"The checkpoint {self._place(step)} is damaged: delete it, and the training goes "
+                "on from the one before it, or anew."
+            )
+            # Of damaged files orbax would print a page of tracebacks.
+            checksum = self._place(step) / _CHECKSUM
+            if checksum.exists() and checksum.read_text() != _checksum(self._place(step)):
+                raise damaged
+            try:
+                return self._read(manager, step, arrays)
+            except CheckpointError:
+                raise
+            except Exception as error:  # orbax, tensorstore and JSON each raise their own
+                raise damaged from error
+
+    def save(self, step: int, arrays: Any, record: Any) -> None:
+        """Write a tree of arrays and a record of JSON values; they are on disk when it returns."""
+        args = self.ocp.args
+        note = {"settings": self.settings | _layout(arrays), "record": record}
+        items = args.Composite(arrays=args.StandardSave(arrays), note=args.JsonSave(note))
+        with self._manager() as manager:
+            try:
+                manager.save(step, args=items)
+                if jax.process_index() == 0:
+                    files.write(
+                        self._place(step) / _CHECKSUM, _checksum(self._place(step)).encode()
+                    )
+            except (OSError, ValueError) as error:  # tensorstore says ValueError of a full disk
+                raise self._unwritable(error) from error
+
+    def _read(self, manager: Any, step: int, arrays: Any) -> tuple[Any, Any]:
+        args = self.ocp.args
+        # The note first: of arrays with other shapes orbax does not speak in a sentence.
+        note = manager.restore(step, args=args.Composite(note=args.JsonRestore())).note
+        self._compare(note["settings"], self.settings | _layout(arrays))
+        like = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), arrays
+        )
+        items = args.Composite(arrays=args.StandardRestore(like))
+        return manager.restore(step, args=items).arrays, note["record"]
+
+    def _manager(self) -> Any:
+        """Orbax's manager, which takes away what an interrupted write has left."""
+        try:
+            return self.ocp.CheckpointManager(self.folder, options=self.options)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _place(self, step: int) -> Path:
+        return self.folder / f"step_{step}"
+
+    def _compare(self, there: dict[str, Any], here: dict[str, Any]) -> None:
+        for name in here | there:
+            if there.get(name) != here.get(name):
+                raise CheckpointError(
+                    f"The checkpoint in {self.folder} is of another training: `{name}` is "
+                    f"{there.get(name)} there and {here.get(name)} here. Name another folder, or "
+                    "delete this one to start anew."
+                )
+
+    def _unwritable(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"The checkpoint cannot be written to {self.folder} ({first_line(error)}): name a "
+            "folder that can be written, on a disk with free space."
+        )
+
+
+def fingerprint(arrays: tuple[jax.Array, ...]) -> str:
+    """Kinds of the arrays and a checksum of what is in them."""
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+    return f"{', '.join(map(_kind, arrays))} with checksum {checksum:08x}"
+
+
+def _checksum(folder: Path) -> str:
+    """Of the names and the bytes of all files of a checkpoint."""
+    checksum = 0
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _CHECKSUM:
+            checksum = zlib.crc32(path.relative_to(folder).as_posix().encode(), checksum)
+            checksum = zlib.crc32(path.read_bytes(), checksum)
+    return f"{checksum:08x}"
+
+
+def _layout(arrays: Any) -> dict[str, str]:
+    """The kind of each array of a tree by its place, such as ``params['w']``."""
+    return {
+        jax.tree_util.keystr(path).lstrip("."): _kind(array)
+        for path, array in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+
+
+def _kind(array: jax.Array) -> str:
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]"
