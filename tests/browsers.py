@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.environments import ROOT
 
@@ -19,6 +19,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 # It fetches nothing of its own, and runs in a container, where /dev/shm is small.
 _FLAGS = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
 _FLAGS += ("--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run")
+expect.set_options(timeout=30_000)  # ms; other tests share the cores
 _HERE = {"localhost", "127.0.0.1", ""}  # no host: data:, blob: and file:
 
 

