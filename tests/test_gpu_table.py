@@ -1,8 +1,11 @@
 """The benchmark of the lessons: what it measures of a process, and the table it makes of it."""
 
 import importlib.util
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +33,17 @@ def test_a_lesson_is_timed_and_its_bands_are_counted(gpu_table, monkeypatch, tmp
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     lesson = tmp_path / "01_steady.py"
     lesson.write_text(STEADY, encoding="utf-8")
-    found = gpu_table.measure(lesson, "cpu", 2)
+    # In a small process: a child's peak memory begins with that of its parent.
+    code = "import json, pathlib, sys; import gpu_table as t; "
+    code += "print(json.dumps(t.measure(pathlib.Path(sys.argv[1]), 'cpu', 2)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, lesson],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(gpu_table.__file__).parent)},
+    )
+    found = json.loads(done.stdout)
     assert found["bands"] == "1 of 2"
     assert 0.6 < found["memory"] < 2.0
     assert 0.0 < found["seconds"] < 600.0
