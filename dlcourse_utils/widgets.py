@@ -434,7 +434,7 @@ def _show(
             min=low,
             max=high,
             description=name,
-            style={"description_width": "7em"},
+            style={"description_width": "9em"},
             layout=ipywidgets.Layout(width="34em"),
             **step,
         )

@@ -477,3 +477,9 @@ def test_the_html_report_is_the_plain_one_and_escaped():
     assert "<code>a</code> &lt; b &amp; c" in markup and "Why &lt;b&gt;" in markup
     assert "background" not in markup, "it must take the theme's own background"
     assert "✗" in markup and "not yet right" in markup, "colour alone must not tell the status"
+
+
+def test_markup_stresses_words_and_leaves_code_and_products_alone():
+    text = "Take *twice the* step, `a * b * c`, 2 * x * y and a < b."
+    wanted = "Take <em>twice the</em> step, <code>a * b * c</code>, 2 * x * y and a &lt; b."
+    assert report.inline(text) == wanted

@@ -51,8 +51,11 @@ def _rest(report: Report) -> tuple[str, ...]:
 
 
 def inline(text: str) -> str:
-    """Text as HTML: escaped, with `code` in its own font."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+    """Text as HTML: escaped, with `code` in its own font and *stressed words* as such."""
+    parts = re.split(r"`([^`]+)`", html.escape(text, quote=False))  # every second one is code
+    parts[::2] = [re.sub(r"(?<!\w)\*(\w[\w ]*)\*(?!\w)", r"<em>\1</em>", p) for p in parts[::2]]
+    parts[1::2] = [f"<code>{part}</code>" for part in parts[1::2]]
+    return "".join(parts)
 
 
 def show(title: str, report: Report) -> None:
