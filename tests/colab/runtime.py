@@ -133,7 +133,9 @@ class Session:
     def sliders(self) -> list[str]:
         """The models of all sliders that the notebook has made."""
         states = self._client.widget_state.items()
-        return [model for model, state in states if "Slider" in state.get("_model_name", "")]
+        return [
+            model for model, state in states if state.get("_model_name", "").endswith("SliderModel")
+        ]
 
     def move(self, model: str) -> list[dict]:
         """Move a slider to its upper end as a browser does; the messages that come back."""
