@@ -116,7 +116,7 @@ def test_public_ci_runs_the_readmes_command() -> None:
     jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]
     assert {"run": "make test"} in jobs["test"]["steps"]
     assert {"run": "make test-colab"} in jobs["colab"]["steps"]
-    assert (ROOT / ".ci/run").read_text().endswith("\nmake lint test test-colab\n")
+    assert "\nmake lint test\nmake test-colab " in (ROOT / ".ci/run").read_text()
     assert os.access(ROOT / ".ci/run", os.X_OK)
     assert "`make test`" in read(ROOT / "README.md")
 
