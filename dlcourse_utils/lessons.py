@@ -6,13 +6,16 @@ The sources (solutions/NN_name.py, packaged with the library) are the only copy 
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import linecache
 import re
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dlcourse_utils import paths
@@ -69,7 +72,7 @@ class Lesson:
     needs: str
     seconds: int
     cells: tuple[Cell, ...]
-    exercises: dict[str, Exercise]
+    exercises: Mapping[str, Exercise]
 
 
 def sources() -> list[Path]:
@@ -120,6 +123,8 @@ def load(name: str | int | Path) -> Lesson:
     return parse(text, path)
 
 
+# Checks ask for their lesson again and again, and reading one takes some 50 ms.
+@functools.lru_cache(maxsize=32)
 def parse(text: str, path: Path) -> Lesson:
     """Read a lesson from the text of its source; `path` names it and is not opened."""
     _check_name(path)
@@ -132,7 +137,7 @@ def parse(text: str, path: Path) -> Lesson:
         raise SourceError(path, cells[0].line, "a first cell without the title", f"{heading!r}")
     for cell in cells:
         _check_cell(cell, path)
-    exercises = _exercises(cells, path)
+    exercises = MappingProxyType(_exercises(cells, path))  # read-only, as all callers share it
     number = path.stem[:2]
     return Lesson(path, path.stem, number, **fields, cells=tuple(cells), exercises=exercises)
 

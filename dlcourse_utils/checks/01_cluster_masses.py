@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jax.scipy.special import logsumexp
 from tensorflow_probability.substrates import jax as tfp
 
 from .engine import Misfit, Spec, Suspect
+from .tools import to_compile
 
 tfd = tfp.distributions
 
@@ -296,6 +299,11 @@ def _log_prob_of(function, arguments):
     return density.log_prob(_MASSES[:, None])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _mixture_gradient(function, outputs):
+    return jax.grad(lambda x: function(x).log_prob(_MASSES[:1, None]).sum())(outputs)
+
+
 def _blocks(outputs):
     return jnp.split(outputs, 3, axis=-1)
 
@@ -345,9 +353,7 @@ _MIXTURE = Spec(
     evaluate=_log_prob_of,
     atol=2e-3,
     rtol=1e-4,
-    gradient=lambda f, case: jax.jit(jax.grad(lambda x: f(x).log_prob(_MASSES[:1, None]).sum()))(
-        *case
-    ),
+    gradient=lambda f, case: _mixture_gradient(to_compile(f), *case),
     insight="Softmax and softplus turn any real outputs into a valid density, so the optimiser "
     "needs no constraints.",
     suspects=(

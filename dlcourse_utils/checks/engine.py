@@ -41,7 +41,7 @@ class Suspect(NamedTuple):
     next: str  # one step to take
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spec:
     """How one exercise is checked.
 
@@ -142,13 +142,14 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
             "The notebook goes on with the reference, so that you can look ahead.",
             f'Replace the `...` and run the cell again; hint("{spec.id}") helps.',
         )
-    cases = spec.cases(np.random.default_rng(seed))
+    trial = _trial(spec, seed)
+    cases = spec.cases(np.random.default_rng(seed))  # its own: an answer may change them in place
     if misfit := _arity(spec, answer, next(iter(cases.values()))):
         return misfit
     try:
         # Full precision: a GPU may otherwise multiply matrices with ten bits.
         with jax.default_matmul_precision("highest"):
-            return _compare(spec, answer, reference, cases)
+            return _compare(trial, answer, cases)
     except _OutOfTime:
         return Report(
             ERROR,
@@ -172,11 +173,36 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
         return _report_error(answer, raised)
 
 
-def _compare(spec: Spec, answer: Callable, reference: Callable, cases: dict) -> Report:
-    expected = _run(spec, reference, cases)
+class _Trial:
+    """What the reference and the suspects return on the cases of a seed, each worked out once."""
+
+    def __init__(self, spec: Spec, seed: int):
+        self.spec = spec
+        self.reference = namespace(spec.id.split(".")[0])[spec.name]
+        self._cases = spec.cases(np.random.default_rng(seed))
+        self._known: dict[tuple[Callable, str], dict[str, np.ndarray]] = {}
+
+    def result(self, function: Callable, case: str) -> dict[str, np.ndarray]:
+        """Label -> array of the reference, or of a suspect's wrong answer, on one case."""
+        if (function, case) not in self._known:
+            found = _run(self.spec, function, {case: self._cases[case]})
+            self._known[function, case] = found[case]
+        return self._known[function, case]
+
+    def expected(self) -> Results:
+        return {case: self.result(self.reference, case) for case in self._cases}
+
+
+@functools.lru_cache(maxsize=8)  # a student checks the same exercise again and again
+def _trial(spec: Spec, seed: int) -> _Trial:
+    return _Trial(spec, seed)
+
+
+def _compare(trial: _Trial, answer: Callable, cases: dict) -> Report:
+    spec, expected = trial.spec, trial.expected()
     with _time_limit(TIME_LIMIT):  # of the answer, not of the suspects that it is compared with
         got = _run(spec, answer, cases)
-    if problem := _mismatch(spec, got, expected, cases):
+    if problem := _mismatch(trial, got, expected):
         return problem
     first = dict([next(iter(cases.items()))])
     with _time_limit(TIME_LIMIT):
@@ -190,7 +216,7 @@ def _compare(spec: Spec, answer: Callable, reference: Callable, cases: dict) -> 
             diagnosis="impure",
         )
     with _time_limit(TIME_LIMIT):
-        problem = _gradient(spec, answer, reference, cases) if spec.gradient else None
+        problem = _gradient(spec, answer, trial.reference, cases) if spec.gradient else None
     return problem or Report(RIGHT, f"`{spec.name}` is right.", spec.insight)
 
 
@@ -337,15 +363,15 @@ def _different(spec: Spec, one: Results, two: Results) -> list[tuple[str, str]]:
     ]
 
 
-def _suspect(spec: Spec, got: Results, expected: Results, cases: dict) -> Suspect | None:
+def _suspect(trial: _Trial, got: Results, expected: Results) -> Suspect | None:
     """The suspect who explains most of the wrong labels, in every case; None if there is none."""
     explained = {}
-    for suspect in spec.suspects:
+    for suspect in trial.spec.suspects:
         labels, unlike = set(), set()
-        for case, arguments in cases.items():
-            theirs = _run(spec, suspect.wrong, {case: arguments})
-            labels |= {label for _, label in _different(spec, theirs, {case: expected[case]})}
-            unlike |= {label for _, label in _different(spec, got, theirs)}
+        for case in got:
+            theirs = {case: trial.result(suspect.wrong, case)}
+            labels |= {label for _, label in _different(trial.spec, theirs, {case: expected[case]})}
+            unlike |= {label for _, label in _different(trial.spec, got, theirs)}
             if labels & unlike:  # most are ruled out by the first case
                 break
         else:
@@ -353,21 +379,22 @@ def _suspect(spec: Spec, got: Results, expected: Results, cases: dict) -> Suspec
     return max(explained, key=explained.__getitem__) if explained else None
 
 
-def _mismatch(spec: Spec, got: Results, expected: Results, cases: dict) -> Report | None:
+def _mismatch(trial: _Trial, got: Results, expected: Results) -> Report | None:
+    spec = trial.spec
     differing = _different(spec, got, expected)
     if not differing:
         return None
     case, label = differing[0]
     mine, right = got[case][label], expected[case][label]
     what = "" if len(spec.labels) == 1 else f"{label}: "
-    held = len(cases) - len({name for name, _ in differing})
-    count = f" (right in {held} of {len(cases)} cases)" if held else ""
+    held = len(got) - len({name for name, _ in differing})
+    count = f" (right in {held} of {len(got)} cases)" if held else ""
     if mine.shape == right.shape:
         index = _worst(mine, right)
         detail = f"{what}{_expected_got(right[index], mine[index])}{count}"
     else:
         detail = f"{what}expected shape {right.shape}, got {mine.shape}{count}"
-    if suspect := _suspect(spec, got, expected, cases):
+    if suspect := _suspect(trial, got, expected):
         return Report(
             WRONG, suspect.says, suspect.why, suspect.next, detail, diagnosis=suspect.name
         )
