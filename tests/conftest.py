@@ -76,9 +76,11 @@ def strict_ranks(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def leaves_globals_alone() -> Iterator[None]:
     """Fail a test that leaves jax.config or rcParams changed, and put them back."""
+    # Each look at jax.config.values makes the dictionary anew.
     config, style = dict(jax.config.values), dict(mpl.rcParams)
     yield
-    changed = [name for name, value in config.items() if jax.config.values[name] != value]
+    now = dict(jax.config.values)
+    changed = [name for name, value in config.items() if now[name] != value]
     changed += [name for name, value in style.items() if mpl.rcParams[name] != value]
     for name in changed:
         if name in config:
