@@ -211,6 +211,19 @@ def test_what_checks_say_can_be_read_by_everybody(lab, browser):
         notebook.close()
 
 
+def test_the_start_page_opens_what_the_list_of_files_leaves_out(lab, browser):
+    with browsers.visit(browser) as visit:
+        visit.page.goto(lab.address)
+        listed = visit.page.locator(".jp-DirListing-itemName")
+        expect(listed.filter(has_text="START_HERE.md")).to_have_count(1)
+        browsers.keep(visit.page, "lab-start")
+        pages = [name for name in listed.all_inner_texts() if not name.endswith(".ipynb")]
+        assert pages == ["START_HERE.md"]
+        visit.page.get_by_role("link", name="glossary").click()
+        expect(visit.page.get_by_role("heading", name="Glossary")).to_be_visible()
+        assert (visit.errors, visit.foreign) == ([], [])
+
+
 def test_a_barrier_is_seen(browser):
     with browsers.visit(browser) as visit:
         visit.page.set_content(
