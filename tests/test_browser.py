@@ -134,6 +134,27 @@ def test_each_slider_moves_the_picture(ran):
     assert seconds <= MOST_SECONDS
 
 
+def test_a_widget_can_be_read_by_everybody(ran):
+    """But for the name of a slider, which ipywidgets writes beside it and does not tie to it: the
+    handle is made in its script, where Python does not reach."""
+    output = ".jp-OutputArea-output:has(.widget-slider)"
+    shown = ran.notebook.page.locator(output)
+    for slider in shown.locator(".widget-slider").all():
+        name = slider.locator("label")
+        assert name.get_attribute("title") == name.inner_text() != ""
+    picture = shown.locator("img")
+    before = picture.get_attribute("title")
+    assert len(before.split()) > 3
+    slider = shown.get_by_role("slider").first
+    at_end = slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemax")
+    ran.notebook.move(slider, ["Home" if at_end else "End"])
+    expect(picture).not_to_have_attribute("title", before)
+    found = browsers.barriers(ran.notebook.page, output)
+    nameless = [finding for finding in found if finding.startswith("aria-input-field-name ")]
+    assert len(nameless) == shown.get_by_role("slider").count()
+    assert sorted(found) == sorted(nameless)
+
+
 def test_typed_answers_are_judged_and_kept(ran, lab):
     notebook, slip = ran.notebook, SLIPS[ran.lesson.number]
     exercise = ran.lesson.exercises[slip.exercise]
