@@ -25,8 +25,6 @@ pytestmark = pytest.mark.slow
 
 COURSE = read_course()
 MOST_SECONDS = 0.05  # of a redraw, in the kernel
-# The only thing that a notebook fetches; without network its alternative text stands there.
-BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 
 class Slip(NamedTuple):
@@ -99,9 +97,7 @@ def test_an_untouched_notebook_ends_clean_in_its_bands_and_in_time(ran, lab):
     assert [record["name"] for record in records if not record["ok"]] == []
     said = notebook.page.locator(".jp-OutputArea-output").all_inner_texts()
     assert not [text for text in said if re.search("(?i)error (displaying|creating) widget", text)]
-    assert set(notebook.visit.foreign) <= {BADGE}
-    offline = "Failed to load resource: net::ERR_"
-    assert [error for error in notebook.visit.errors if not error.startswith(offline)] == []
+    assert (notebook.visit.errors, notebook.visit.foreign) == ([], [])
     # Run and saved, but not worked in: an update may replace it.
     notebook.save()
     assert not is_edited((lab.checkout / "course" / f"{ran.lesson.stem}.ipynb").read_bytes())

@@ -165,7 +165,7 @@ def test_markdown_is_rendered():
     notebook = json.loads(rendered(TEXT, "01_tiny", "student", *ADDRESS))
     texts = ["".join(cell["source"]) for cell in notebook["cells"]]
     title, objectives = texts[:2]
-    assert title.startswith("# The mean of three numbers\n\n[![Open in Colab](https://")
+    assert title.startswith("# The mean of three numbers\n\n[Open in Colab](https://")
     assert "github/example/course/blob/v1.2.3/course/01_tiny.ipynb" in title
     assert "*Densities · 5 minutes*" in title
     assert "- take a mean by hand" in objectives and "- a sum" in objectives
