@@ -5,6 +5,7 @@ Modules are imported in the command that needs them, so that `dlcourse --help` i
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -81,6 +82,7 @@ def _lab(options: argparse.Namespace) -> None:
     # the server does not use; to find it absent is a case that jsonschema handles.
     sys.modules.setdefault("rfc3987_syntax", None)
     try:
+        from jupyter_server.services.contents.manager import ContentsManager
         from jupyterlab.labapp import LabApp
     except ImportError:
         raise CourseError("JupyterLab is missing: run `pip install 'dlcourse[lab]'`.") from None
@@ -91,7 +93,17 @@ def _lab(options: argparse.Namespace) -> None:
     quiet.append("--KernelManager.transport_encryption=auto")
     # In a container one often is root, and the server listens on this machine only.
     own = [f"--ServerApp.root_dir={course}", "--allow-root", *quiet]
-    LabApp.launch_instance([*own, *start, *options.others])
+    names = [*ContentsManager.hide_globs.default(), *_site_only(course)]
+    hide = [f"--ContentsManager.hide_globs={name}" for name in names]
+    LabApp.launch_instance([*own, *start, *hide, *options.others])
+
+
+def _site_only(course: Path) -> list[str]:
+    """Files of course/ that only the site needs: links open them, the lab's list of files would be
+    long with them. By name, so that a page that a student writes is in the list."""
+    toc = (course / "_toc.yml").read_text(encoding="utf-8")
+    pages = [f"{name}.md" for name in re.findall(r"course/(\w+)", toc)]
+    return [*pages, "_toc.yml", "front.png", "references.bib"]
 
 
 def _run(options: argparse.Namespace) -> int:

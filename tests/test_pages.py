@@ -7,13 +7,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 import yaml
+from jupyter_server.services.contents.filemanager import FileContentsManager
 from jupyterlab.labapp import LabApp
 from jupyterlab_server import settings_utils
 from pybtex.database import parse_file
 
 from dlcourse_utils import __version__, blocks, cli, lessons
 from dlcourse_utils.checks import engine, report
-from tests.environments import ROOT
+from tests.environments import ROOT, committed
 
 COURSE = ROOT / "course"
 LESSONS = [lessons.load(path) for path in lessons.sources()]
@@ -114,6 +115,19 @@ def test_the_lab_opens_on_the_start_page_as_it_reads(monkeypatch):
     assert not error
     viewers = overrides["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"]
     assert viewers == {"markdown": "Markdown Preview"}
+
+
+def test_the_list_of_files_in_the_lab_is_what_a_student_works_with(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(LabApp, "launch_instance", given.extend)
+    cli.main(["lab"])
+    flag = "--ContentsManager.hide_globs="
+    hidden = [text.removeprefix(flag) for text in given if text.startswith(flag)]
+    manager = FileContentsManager(root_dir=str(tmp_path), hide_globs=hidden)
+    for name in (*(path.name for path in committed("course")), "notes.md", "old.pyc"):
+        (tmp_path / name).write_text("{}")
+    seen = {entry["name"] for entry in manager.get("")["content"]}
+    assert seen == {"START_HERE.md", "notes.md", *(f"{lesson.stem}.ipynb" for lesson in LESSONS)}
 
 
 # --- checks and teaching ----------------------------------------------------------------------

@@ -5,6 +5,9 @@ window.MathJax?.startup?.promise?.then(() => {
   }
 });
 
+// To copy, the library moves the focus away; the next Tab goes on from the button all the same.
+document.addEventListener("click", ({ target }) => target.closest(".copybtn")?.focus());
+
 // Paper is white.
 const page = document.documentElement.dataset;
 let theme;
