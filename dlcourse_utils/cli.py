@@ -7,6 +7,7 @@ import argparse
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,13 @@ def _lab(options: argparse.Namespace) -> None:
     # address is no warning. Kernels warn where the server could encrypt what they say and does not.
     quiet = ["--ServerApp.log_level=ERROR", "--LabApp.log_level=ERROR"]
     quiet.append("--KernelManager.transport_encryption=auto")
+    # Terminals and kernels of the lab find `dlcourse` without its folder: the server hands on PATH.
+    # Where it runs in no terminal, its own would be login shells, which often set PATH anew.
+    scripts = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
+    os.environ["PATH"] = os.pathsep.join(scripts)
+    if os.name != "nt":
+        shell = os.environ.get("SHELL") or "/bin/sh"
+        quiet.append(f"--ServerApp.terminado_settings={{'shell_command': [{shell!r}]}}")
     # In a container one often is root, and the server listens on this machine only.
     own = [f"--ServerApp.root_dir={course}", "--allow-root", *quiet]
     LabApp.launch_instance([*own, *start, *options.others])
