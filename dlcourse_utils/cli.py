@@ -20,28 +20,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all is well, 2 with one sentence on stderr for expected trouble."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # an old Windows console has no tick mark
-    parser = _parser()
-    options, options.others = parser.parse_known_args(arguments)
-    if options.others and options.command not in (_lab, _test):
-        parser.error(f"unknown argument: {options.others[0]}")
     try:
-        return options.command(options) or 0
+        try:
+            return _called(arguments)
+        finally:
+            sys.stdout.flush()  # here, not at Python's end, a reader who has gone can be excused
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` does. Python would try once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         what = error.strerror or type(error).__name__
         where = f": {error.filename}" if error.filename else ""
-        print(f"{what}{where}: look at its rights and at the room on the disk.", file=sys.stderr)
+        todo = "look at the rights of the file and its folder, and at the room on the disk"
+        print(f"{what}{where}: {todo}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
+def _called(arguments: Sequence[str] | None) -> int:
+    parser = _parser()
+    options, options.others = parser.parse_known_args(arguments)
+    if options.others and options.command not in (_lab, _test):
+        parser.error(f"unknown argument: {options.others[0]}")
+    if options.command is None:
+        parser.print_help()
+        return 2
+    return options.command(options) or 0
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dlcourse", description=__doc__.splitlines()[0])
+    about = "Open the course, see where you stand, begin a lesson again, and what else it can do."
+    parser = argparse.ArgumentParser(prog="dlcourse", description=about)
+    parser.set_defaults(command=None)
     parser.add_argument("--version", action="version", version=f"dlcourse {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="")
+    commands = parser.add_subparsers(title="commands", metavar="command")
 
     def add(command, summary: str) -> argparse.ArgumentParser:
         name = command.__name__.strip("_")
