@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     add(_doctor, "look at what the course stands on, and say what to do")
     reset = add(_reset, "give a fresh student notebook and keep the old one beside it")
     reset.add_argument("lesson", help="its number, for example 01")
-    add(_progress, "show which exercises are done")
+    progress = add(_progress, "show which exercises are done")
+    progress.add_argument("lesson", nargs="?", help="its number; all lessons when none is given")
     return parser
 
 
@@ -179,10 +180,10 @@ def _reset(options: argparse.Namespace) -> None:
     print(reset(options.lesson))
 
 
-def _progress(_: argparse.Namespace) -> None:
+def _progress(options: argparse.Namespace) -> None:
     from dlcourse_utils.checks import progress
 
-    progress()
+    progress(options.lesson)
 
 
 def _checkout() -> Path:
