@@ -166,7 +166,10 @@ def test_typed_answers_are_judged_and_kept(ran, lab):
     notebook.save()
     path = lab.checkout / "course" / f"{ran.lesson.stem}.ipynb"
     said = lab.dlcourse("reset", ran.lesson.number)
-    assert said.endswith(f"your work is kept in course/{ran.lesson.stem}.mine-1.ipynb.\n")
+    assert f"your work is kept in course/{ran.lesson.stem}.mine-1.ipynb.\n" in said
+    reload = re.search("File > (.*),", said)
+    notebook.choose("File", reload[1])
+    expect(code).not_to_contain_text(slip.right)
     assert path.read_bytes() == dump(COURSE.student(ran.lesson))
     mine = nbformat.read(path.with_stem(f"{path.stem}.mine-1"), as_version=4)
     assert exercise.solution in [cell.source for cell in mine.cells]
