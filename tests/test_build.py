@@ -46,7 +46,7 @@ WRITTEN = {
     "solutions/01_tiny.py": TEXT,
     "pyproject.toml": PROJECT,
     "README.md": "# Course\n\n<!-- figure:begin -->\n<!-- figure:end -->\n"
-    f"{BEGIN}\n{END}\n\nEnd.\n",
+    f"<!-- clone:begin -->\n<!-- clone:end -->\n{BEGIN}\n{END}\n\nEnd.\n",
     "CITATION.cff": (ROOT / "CITATION.cff").read_text(encoding="utf-8"),
     "LICENSE": "Do what you like.\n",
     "LICENSE-text": "Say what you like.\n",

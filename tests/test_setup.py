@@ -81,12 +81,12 @@ def test_no_path_of_one_machine_anywhere() -> None:
 
 def test_the_address_is_set_in_one_place() -> None:
     """Elsewhere it is generated: in course/, in notebooks, between the marks of the README."""
+    blocks = r"(?s)<!-- (\w+):begin -->.*?<!-- \1:end -->"
     short = PROJECT["urls"]["Repository"].removeprefix("https://github.com/")
     for path in TRACKED:
         generated = path.suffix == ".ipynb" or path.parent == ROOT / "course"
         if not generated and path != ROOT / "pyproject.toml":
-            text = re.sub(r"(?s)<!-- lessons:begin -->.*<!-- lessons:end -->", "", read(path))
-            assert short not in text, f"{path} has the address"
+            assert short not in re.sub(blocks, "", read(path)), f"{path} has the address"
 
 
 def read(path: Path) -> str:
