@@ -4,6 +4,7 @@ Modules are imported in the command that needs them, so that `dlcourse --help` i
 """
 
 import argparse
+import logging
 import os
 import subprocess
 import sys
@@ -108,6 +109,7 @@ def _lab(options: argparse.Namespace) -> None:
     # address is no warning. Kernels warn where the server could encrypt what they say and does not.
     quiet = ["--ServerApp.log_level=ERROR", "--LabApp.log_level=ERROR"]
     quiet.append("--KernelManager.transport_encryption=auto")
+    logging.getLogger("asyncio").addFilter(_is_trouble)
     # Terminals and kernels of the lab find `dlcourse` without its folder: the server hands on PATH.
     # Where it runs in no terminal, its own would be login shells, which often set PATH anew.
     scripts = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
@@ -118,6 +120,13 @@ def _lab(options: argparse.Namespace) -> None:
     # In a container one often is root, and the server listens on this machine only.
     own = [f"--ServerApp.root_dir={course}", "--allow-root", *quiet]
     LabApp.launch_instance([*own, *start, *options.others])
+
+
+def _is_trouble(record: logging.LogRecord) -> bool:
+    """Not where a tab was closed while the server wrote to it: nobody awaits that write."""
+    from tornado.websocket import WebSocketClosedError
+
+    return not (record.exc_info and isinstance(record.exc_info[1], WebSocketClosedError))
 
 
 def _run(options: argparse.Namespace) -> int:
