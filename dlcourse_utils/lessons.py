@@ -160,7 +160,7 @@ def reference(lesson: Lesson, upto: str | None = None) -> dict[str, Any]:
     Raises SourceError where a cell raises.
     """
     if upto is not None:
-        exercise(lesson, upto)
+        upto = exercise(lesson, upto).id
     # A real module: dataclasses and flax look up sys.modules[cls.__module__].
     module = types.ModuleType(f"dlcourse_lesson_{lesson.stem}")
     module.__file__ = str(lesson.path)
@@ -186,17 +186,18 @@ def stub_namespace(
     scope = dict(reference(lesson, upto=id) if namespace is None else namespace)
     name = f"<stub {id}>"
     linecache.cache[name] = (len(task.stub), None, task.stub.splitlines(True), name)
-    cell = next(c for c in lesson.cells if c.kind == "code" and c.exercise == id)
+    cell = next(c for c in lesson.cells if c.kind == "code" and c.exercise == task.id)
     _execute(task.stub, name, scope, lesson, cell)
     return scope
 
 
 def exercise(lesson: Lesson, id: str) -> Exercise:
-    """The exercise of that id. Raises CourseError, listing those that exist."""
-    if id not in lesson.exercises:
-        known = ", ".join(lesson.exercises) or "none"
-        raise CourseError(f"Lesson {lesson.number} has no exercise {id!r}; it has: {known}.")
-    return lesson.exercises[id]
+    """The exercise of that id, "01.2" or "1.2". Raises CourseError, listing those that exist."""
+    for name in (id, f"0{id}"):
+        if name in lesson.exercises:
+            return lesson.exercises[name]
+    known = ", ".join(lesson.exercises) or "none"
+    raise CourseError(f"Lesson {lesson.number} has no exercise {id!r}; it has: {known}.")
 
 
 def solution_text(id: str) -> str:

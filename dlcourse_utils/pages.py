@@ -115,6 +115,7 @@ def _pages(
 
     in_readme = {
         "figure": blocks.front_figure(figure, "course/", "solutions/"),
+        "clone": blocks.clone_lines(address[0]),
         "lessons": blocks.lesson_table(lessons, *address),
     }
     yield Page("README.md", TITLE, in_readme)

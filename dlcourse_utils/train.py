@@ -156,8 +156,9 @@ def fit(
         test_loss = float(held_out_loss(params, *held_out)) if held_out is not None else np.nan
         if not np.isfinite(train_loss) or (held_out is not None and not np.isfinite(test_loss)):
             raise FitError(
-                f"The loss of {label} is {train_loss:.3g} at step {done} ({test_loss:.3g} on "
-                "held-out data): it has left the finite numbers. Check the sign of the loss and "
+                f"The loss of {label} is {train_loss:.3g} at step {done}"
+                + (f" ({test_loss:.3g} on held-out data)" if held_out is not None else "")
+                + ": it has left the finite numbers. Check the sign of the loss and "
                 "the scales of the model, then try a smaller learning rate."
                 + (" The error's `last_good` keeps the last good parameters." * bool(last_good)),
                 last_good,

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from playwright.sync_api import expect
 
-from dlcourse_utils import execute, lessons
+from dlcourse_utils import __version__, execute, lessons
 from dlcourse_utils.build import is_edited, read_course
 from dlcourse_utils.checks import engine
 from dlcourse_utils.render import dump
@@ -183,7 +183,10 @@ def test_typed_answers_are_judged_and_kept(ran, lab):
     notebook.save()
     path = lab.checkout / "course" / f"{ran.lesson.stem}.ipynb"
     said = lab.dlcourse("reset", ran.lesson.number)
-    assert said.endswith(f"your work is kept in course/{ran.lesson.stem}.mine-1.ipynb.\n")
+    assert f"your work is kept in course/{ran.lesson.stem}.mine-1.ipynb.\n" in said
+    reload = re.search("File > (.*),", said)
+    notebook.choose("File", reload[1])
+    expect(code).not_to_contain_text(slip.right)
     assert path.read_bytes() == dump(COURSE.student(ran.lesson))
     mine = nbformat.read(path.with_stem(f"{path.stem}.mine-1"), as_version=4)
     assert exercise.solution in [cell.source for cell in mine.cells]
@@ -251,6 +254,24 @@ def test_a_barrier_is_seen(browser):
         assert pale.startswith('color-contrast (serious): <p id="b"')
         assert image.startswith("image-alt (critical): <img")
         assert browsers.barriers(visit.page, "#a") == []
+
+
+def test_a_terminal_of_the_lab_knows_the_command(lab, browser):
+    """And its tab is closed while it still writes."""
+    with browsers.visit(browser) as visit:
+        visit.page.goto(lab.address)
+        visit.page.locator(".jp-DirListing-item").first.wait_for()
+        visit.page.evaluate("() => { jupyterapp.commands.execute('terminal:create-new'); }")
+        visit.page.get_by_role("tab", name="Terminal").first.click()
+        visit.page.locator(".jp-Terminal .xterm-screen").first.click()
+        visit.page.keyboard.type("dlcourse --version >version; touch done; timeout 20 yes\n")
+        for _ in range(150):
+            visit.page.wait_for_timeout(200)
+            if (lab.checkout / "done").exists():
+                break
+        assert (lab.checkout / "version").read_text() == f"dlcourse {__version__}\n"
+        visit.page.wait_for_timeout(2_000)
+        browsers.keep(visit.page, "terminal")
 
 
 def test_the_terminal_shows_the_address_and_nothing_else(lab):

@@ -46,7 +46,7 @@ WRITTEN = {
     "solutions/01_tiny.py": TEXT,
     "pyproject.toml": PROJECT,
     "README.md": "# Course\n\n<!-- figure:begin -->\n<!-- figure:end -->\n"
-    f"{BEGIN}\n{END}\n\nEnd.\n",
+    f"<!-- clone:begin -->\n<!-- clone:end -->\n{BEGIN}\n{END}\n\nEnd.\n",
     "CITATION.cff": (ROOT / "CITATION.cff").read_text(encoding="utf-8"),
     "LICENSE": "Do what you like.\n",
     "LICENSE-text": "Say what you like.\n",
@@ -566,7 +566,9 @@ def test_reset_keeps_a_copy(checkout, runs):
     build()
     path = checkout / "course" / "01_tiny.ipynb"
     fresh = path.read_bytes()
-    assert reset("01") == "course/01_tiny.ipynb is as new."
+    said, open_tab = reset("01").splitlines()
+    assert said == "course/01_tiny.ipynb is as new."
+    assert "File > Reload Notebook from Disk" in open_tab and "restart the kernel" in open_tab
     mine = work_in(path)
     assert "your work is kept in course/01_tiny.mine-1.ipynb" in reset("1")
     assert path.read_bytes() == fresh

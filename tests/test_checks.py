@@ -17,7 +17,7 @@ import pytest
 from right_answers import RIGHT
 from tensorflow_probability.substrates import jax as tfp
 
-from dlcourse_utils import checks, lessons
+from dlcourse_utils import checks, cli, lessons
 from dlcourse_utils.checks import engine, record, report
 from dlcourse_utils.errors import CourseError
 
@@ -423,6 +423,30 @@ def test_hints_and_solutions_come_from_the_source(capsys):
     checks.solution("01.4")
     code = capsys.readouterr().out
     assert "def nll(" in code and "SOLUTION" not in code
+
+
+def test_an_exercise_is_found_without_its_zero(home, capsys):
+    for name in ("01.4", "1.4"):
+        checks.hint(name)
+        checks.solution(name)
+        assert callable(checks.check(name, engine.stub("01.4")))
+    said = capsys.readouterr().out
+    half = len(said) // 2
+    assert said[:half] == said[half:] and "Exercise 01.4 · not started" in said
+    assert [entry["exercise"] for entry in record.read()] == ["01.4", "01.4"]
+    assert engine.find("1.4") is engine.find("01.4")
+
+
+def test_progress_of_one_lesson(home, capsys):
+    assert cli.main(["progress", "3"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    of_lesson = [line.split()[1] for line in lines]
+    assert of_lesson == list(lessons.load("03").exercises)
+    assert head == f"0 of {len(of_lesson)} exercises right"
+    checks.progress("03")
+    assert capsys.readouterr().out.splitlines() == [head, *lines]
+    assert cli.main(["progress", "77"]) == 2
+    assert capsys.readouterr().err.startswith("There is no lesson '77'")
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """The pages that people read: what is generated is whole, what is written by hand is true."""
 
+import os
 import re
+import shutil
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -107,6 +110,7 @@ def test_the_newest_change_is_that_of_this_version():
 def test_the_lab_opens_on_the_start_page_as_it_reads(monkeypatch):
     given = []
     monkeypatch.setattr(LabApp, "launch_instance", given.extend)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
     cli.main(["lab", "--no-browser"])
     options = dict(text.split("=", 1) for text in given if "=" in text)
     page = options["--LabApp.default_url"].removeprefix("/lab/tree/")
@@ -120,6 +124,7 @@ def test_the_lab_opens_on_the_start_page_as_it_reads(monkeypatch):
 def test_the_list_of_files_in_the_lab_is_what_a_student_works_with(monkeypatch, tmp_path):
     given = []
     monkeypatch.setattr(LabApp, "launch_instance", given.extend)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
     cli.main(["lab"])
     flag = "--ContentsManager.hide_globs="
     hidden = [text.removeprefix(flag) for text in given if text.startswith(flag)]
@@ -128,6 +133,16 @@ def test_the_list_of_files_in_the_lab_is_what_a_student_works_with(monkeypatch, 
         (tmp_path / name).write_text("{}")
     seen = {entry["name"] for entry in manager.get("")["content"]}
     assert seen == {"START_HERE.md", "notes.md", *(f"{lesson.stem}.ipynb" for lesson in LESSONS)}
+
+
+def test_terminals_of_the_lab_know_the_command(monkeypatch):
+    """The start page names it alone, and nobody has activated the environment."""
+    scripts = Path(sys.executable).parent
+    elsewhere = [place for place in os.get_exec_path() if Path(place) != scripts]
+    monkeypatch.setenv("PATH", os.pathsep.join(elsewhere))
+    monkeypatch.setattr(LabApp, "launch_instance", lambda _: None)
+    cli.main(["lab", "--no-browser"])
+    assert Path(shutil.which("dlcourse")).parent == scripts
 
 
 # --- checks and teaching ----------------------------------------------------------------------

@@ -112,8 +112,7 @@ def namespace(number: str) -> dict[str, Any]:
 def find(id: str) -> Spec:
     """The check of an exercise. Raises CourseError where there is none."""
     lesson = lessons.load(str(id))
-    lessons.exercise(lesson, id)
-    return specs(lesson.number)[id]
+    return specs(lesson.number)[lessons.exercise(lesson, id).id]
 
 
 @functools.cache
