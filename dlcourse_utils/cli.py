@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--no-execute", action="store_true", help="leave the outputs as they are")
     add(_book, "build the site from the stored outputs")
     serve = add(_serve, "show the built site on this machine")
-    serve.add_argument("--port", type=int, default=8000, help="8000, or a free one where taken")
+    serve.add_argument("--port", type=_port, default=8000, help="8000, or a free one where taken")
     data = add(_data, "show where the data files are, or fetch one")
     data.add_argument("name", nargs="?", help="the file to fetch")
     add(_doctor, "look at what the course stands on, and say what to do")
@@ -67,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     reset.add_argument("lesson", help="its number, for example 01")
     add(_progress, "show which exercises are done")
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; ports are numbers from 0 to 65535")
+    return int(text)
 
 
 def _lab(options: argparse.Namespace) -> None:
