@@ -131,11 +131,12 @@ def _write_source(course: Course, source: Path) -> list[str]:
                 f"{book_pages.TOC} names {name}, and there is no {name}{suffix}: restore the "
                 "file, or run `make notebooks`, which makes the notebooks and the table."
             )
-        data = path.read_bytes()
         if lesson:
+            data = path.read_bytes()
             text = book_pages.lesson_page(course, lesson, data, below.get(name, ""), set(names))
         else:
-            text = book_pages.linked(data.decode(), name, set(names), course) + below.get(name, "")
+            written = files.text(course.root, f"{name}{suffix}")
+            text = book_pages.linked(written, name, set(names), course) + below.get(name, "")
         page = source / "pages" / f"{book_pages.docname(name)}{suffix}"
         files.write(page, text.encode())
     offered = source / "extra" / book_pages.NOTEBOOKS

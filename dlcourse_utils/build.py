@@ -186,8 +186,8 @@ def _pages(course: Course) -> Iterator[tuple[Path, bytes]]:
 
 def _written_pages(root: Path) -> dict[str, str]:
     """The pages of the site as they are."""
-    found = sorted((root / "course").glob("*.md"))
-    return {f"course/{path.name}": path.read_text(encoding="utf-8") for path in found}
+    names = [f"course/{path.name}" for path in sorted((root / "course").glob("*.md"))]
+    return {name: files.text(root, name) for name in names}
 
 
 def _stale(course: Course, chosen: list[Lesson]) -> Iterator[str]:
@@ -210,7 +210,7 @@ def _stale(course: Course, chosen: list[Lesson]) -> Iterator[str]:
         if old_data != data:
             yield f"{path.relative_to(course.root).as_posix()}: out of date"
             if path.suffix != ".png":
-                yield from _diff(old_data.decode(), data.decode())
+                yield from _diff(old_data.decode(errors="replace"), data.decode())
 
 
 def _differences(path: Path, fresh: dict[str, Any], lesson: Lesson) -> Iterator[str]:

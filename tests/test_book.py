@@ -310,6 +310,11 @@ def test_a_broken_notebook_is_named(small: Course, broken: str) -> None:
     assert f"solutions/{path.name} {says}: run `make notebooks ARGS=" in refused(small)
 
 
+def test_a_page_that_is_not_utf_8_is_named(small: Course) -> None:
+    (small.root / "course" / "index.md").write_bytes(b"# Caf\xe9\n")
+    assert refused(small).startswith("course/index.md is not UTF-8 text")
+
+
 def test_a_table_that_names_no_file_is_refused(small: Course) -> None:
     write_toc(small, "course/index", "course/lost")
     assert refused(small).startswith("course/_toc.yml names course/lost, and there is no")
