@@ -279,6 +279,20 @@ def test_build_makes_everything_once(checkout, runs, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_pages_are_made_once_in_a_build(check, checkout, runs, monkeypatch):
+    build()
+    calls, made = [], pages.made
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return made(*arguments)
+
+    monkeypatch.setattr(pages, "made", counted)
+    assert build(check=check) == 0
+    assert len(calls) == 1
+
+
 def test_the_student_side_is_fast(checkout, runs):
     build()
     edit(checkout / "solutions" / "01_tiny.py", "One number stands", "A number stands")
