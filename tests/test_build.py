@@ -194,6 +194,15 @@ def test_a_fork_off_github_has_no_badge(checkout, runs):
     assert build(check=True) == 0
 
 
+def test_the_hook_looks_at_all_that_is_read():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    (hook,) = (hook for hook in hooks if hook["id"] == "build-check")
+    generated = ["course/index.md", "course/01_tiny.ipynb", "solutions/01_tiny.ipynb"]
+    for name in [*WRITTEN, *generated, "dlcourse_utils/pages.py", "dlcourse_utils/checks/x.py"]:
+        assert re.search(hook["files"], name), name
+    assert not re.search(hook["files"], "tests/test_build.py")
+
+
 # --- leaks ------------------------------------------------------------------------------------
 
 
