@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dlcourse_utils.errors import CourseError
 from dlcourse_utils.lessons import Exercise, Lesson
 from dlcourse_utils.render import badge
 
@@ -264,12 +265,15 @@ def _work(entry: Entry) -> str:
 
 
 def citation(cff: Mapping[str, Any], repository: str) -> str:
-    """How to cite the course, in a line and as BibTeX, from CITATION.cff."""
-    names = [author["name"] for author in cff["authors"]]
+    """How to cite the course, in a line and as BibTeX, from CITATION.cff.
+
+    Raises CourseError for an author without a name.
+    """
+    names, in_bibtex = zip(*map(_author, cff["authors"]), strict=True)
     date, version = str(cff["date-released"]), cff["version"]
     line = f"{', '.join(names)} ({date[:4]}). *{cff['title']}* (version {version}). <{repository}>"
     fields = {
-        "author": " and ".join(f"{{{name}}}" for name in names),
+        "author": " and ".join(in_bibtex),
         "title": cff["title"],
         "version": version,
         "year": date[:4],
@@ -277,6 +281,21 @@ def citation(cff: Mapping[str, Any], repository: str) -> str:
     }
     body = "\n".join(f"  {name} = {{{value}}}," for name, value in fields.items())
     return f"{line}\n\n```bibtex\n@software{{dlcourse,\n{body}\n}}\n```"
+
+
+def _author(author: Mapping[str, str]) -> tuple[str, str]:
+    """An author of CITATION.cff in words and in BibTeX: a person, or a body, which has one name."""
+    if isinstance(author, Mapping) and author.get("name"):
+        return author["name"], f"{{{author['name']}}}"
+    if not isinstance(author, Mapping) or not author.get("family-names"):
+        raise CourseError(
+            f"CITATION.cff has the author {author!r}: give each a name, or family-names and "
+            "given-names."
+        )
+    given, suffix = author.get("given-names", ""), author.get("name-suffix", "")
+    family = f"{author.get('name-particle', '')} {author['family-names']}".strip()
+    in_words = " ".join(filter(None, [given, family, suffix]))
+    return in_words, ", ".join(filter(None, [family, suffix, given]))
 
 
 def data_licences(entries: Iterable[DataFile]) -> str:

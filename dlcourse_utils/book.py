@@ -5,6 +5,7 @@ A build that fails leaves the site of the last good one where it is.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import re
@@ -53,15 +54,25 @@ def build_site(course: Course, site: Path) -> None:
         source, made = Path(folder, "source"), Path(folder, "made")
         root, *_ = _write_source(course, source)
         _run_sphinx(course, source, made, root)
+        _replace(site, made, Path(folder, "old"))
+
+
+def _replace(site: Path, made: Path, old: Path) -> None:
+    """Put the site that was made in the place of the last one, which stays where that fails."""
+    try:
         if site.exists():
-            site.rename(Path(folder, "old"))
+            site.rename(old)
         made.rename(site)
+    except BaseException:
+        if old.exists() and not site.exists():
+            old.rename(site)
+        raise
 
 
 def serve(port: int) -> None:
     """Show the built site on this machine until Ctrl-C; another port where that one is taken.
 
-    Raises CourseError where no site was built.
+    Raises CourseError where no site was built, and for a port that nobody may use.
     """
     site = read_course().root / SITE
     if not (site / "index.html").is_file():
@@ -82,7 +93,12 @@ def _server(site: Path, port: int) -> ThreadingHTTPServer:
     handler = partial(_Quiet, directory=str(site))
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), handler)
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise CourseError(
+                f"Port {port} cannot be used ({error.strerror}): name another one with --port, "
+                "for example 8000."
+            ) from None
         return ThreadingHTTPServer(("127.0.0.1", 0), handler)
 
 
@@ -115,11 +131,12 @@ def _write_source(course: Course, source: Path) -> list[str]:
                 f"{book_pages.TOC} names {name}, and there is no {name}{suffix}: restore the "
                 "file, or run `make notebooks`, which makes the notebooks and the table."
             )
-        data = path.read_bytes()
         if lesson:
+            data = path.read_bytes()
             text = book_pages.lesson_page(course, lesson, data, below.get(name, ""), set(names))
         else:
-            text = book_pages.linked(data.decode(), name, set(names), course) + below.get(name, "")
+            written = files.text(course.root, f"{name}{suffix}")
+            text = book_pages.linked(written, name, set(names), course) + below.get(name, "")
         page = source / "pages" / f"{book_pages.docname(name)}{suffix}"
         files.write(page, text.encode())
     offered = source / "extra" / book_pages.NOTEBOOKS

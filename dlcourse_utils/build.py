@@ -69,20 +69,24 @@ def build(
     chosen = [lesson for lesson in course.lessons if not wanted or lesson.stem in wanted]
     students = {f"course/{x.stem}.ipynb": all_text(course.student(x)) for x in course.lessons}
     refuse_leaks(course.lessons, students | _written_pages(course.root))
-    if check:
-        problems = list(_stale(course, chosen))
-    else:
-        problems = []
-        for lesson in chosen:
+    problems = []
+    for lesson in chosen:
+        if check:
+            problems += _stale_notebooks(course, lesson)
+        else:
             _write_solution(course, lesson, execute)
             problems += _write_student(course, lesson, force)
-        made = list(_pages(course))  # now, as a figure of a solution is on the front page
-        texts = {label(path): data.decode() for path, data in made if path.suffix == ".md"}
+    # Now, as a figure of a solution is on the front page.
+    made = dict(pages.made(course.root, course.lessons, (course.repository, course.tag)))
+    if check:
+        problems += _stale_pages(course.root, made)
+    else:
+        texts = {label(path): data.decode() for path, data in made.items() if path.suffix == ".md"}
         refuse_leaks(course.lessons, texts)
-        for path, data in made:
+        for path, data in made.items():
             _write(course.root, path, data)
     stale = bool(check and problems)
-    problems += _strangers(course)
+    problems += _strangers(course, {path.name for path in made})
     for line in problems:
         print(line)
     if stale:
@@ -181,37 +185,36 @@ def _write(root: Path, path: Path, data: bytes) -> None:
         print(f"wrote {path.relative_to(root).as_posix()}")
 
 
-def _pages(course: Course) -> Iterator[tuple[Path, bytes]]:
-    return pages.made(course.root, course.lessons, (course.repository, course.tag))
-
-
 def _written_pages(root: Path) -> dict[str, str]:
     """The pages of the site as they are."""
-    found = sorted((root / "course").glob("*.md"))
-    return {f"course/{path.name}": path.read_text(encoding="utf-8") for path in found}
+    names = [f"course/{path.name}" for path in sorted((root / "course").glob("*.md"))]
+    return {name: files.text(root, name) for name in names}
 
 
-def _stale(course: Course, chosen: list[Lesson]) -> Iterator[str]:
-    """A line or more for each generated file that is not what the sources make."""
-    for lesson in chosen:
-        path = _student_path(course, lesson)
-        yield from _differences(path, course.student(lesson), lesson)
-        path = _solution_path(course, lesson)
-        fresh, old = course.solution(lesson), _read(path)
-        if old is not None:
-            fresh = _with_outputs(fresh, old)
-            trouble = _not_as_run(old, fresh)
-            if trouble:
-                yield f"{label(path)}: {trouble}"
-            else:
-                inspect_outputs(fresh, lesson)
-        yield from _differences(path, fresh, lesson)
-    for path, data in _pages(course):
+def _stale_notebooks(course: Course, lesson: Lesson) -> Iterator[str]:
+    """A line or more for each notebook of a lesson that is not what the source makes."""
+    path = _student_path(course, lesson)
+    yield from _differences(path, course.student(lesson), lesson)
+    path = _solution_path(course, lesson)
+    fresh, old = course.solution(lesson), _read(path)
+    if old is not None:
+        fresh = _with_outputs(fresh, old)
+        trouble = _not_as_run(old, fresh)
+        if trouble:
+            yield f"{label(path)}: {trouble}"
+        else:
+            inspect_outputs(fresh, lesson)
+    yield from _differences(path, fresh, lesson)
+
+
+def _stale_pages(root: Path, made: dict[Path, bytes]) -> Iterator[str]:
+    """A line or more for each page that is not what the sources make."""
+    for path, data in made.items():
         old_data = path.read_bytes() if path.exists() else b""
         if old_data != data:
-            yield f"{path.relative_to(course.root).as_posix()}: out of date"
+            yield f"{path.relative_to(root).as_posix()}: out of date"
             if path.suffix != ".png":
-                yield from _diff(old_data.decode(), data.decode())
+                yield from _diff(old_data.decode(errors="replace"), data.decode())
 
 
 def _differences(path: Path, fresh: dict[str, Any], lesson: Lesson) -> Iterator[str]:
@@ -244,14 +247,15 @@ def _diff(old: str, new: str) -> list[str]:
     return [f"    {line}" for line in lines[:_DIFF_LINES]] + more
 
 
-def _strangers(course: Course) -> Iterator[str]:
+def _strangers(course: Course, made: set[str]) -> Iterator[str]:
     """A line for each file that no source makes and that is not somebody's own.
 
-    Somebody's own are the copies that `reset` keeps, and what git does not have. A notebook with a
-    lesson's name whose source is gone is looked at all the same: it was made here.
+    `made`: the names of the pages and pictures that are made. Somebody's own are the
+    copies that `reset` keeps, and what git does not have. A notebook with a lesson's name whose
+    source is gone is looked at all the same: it was made here.
     """
     stems = {lesson.stem for lesson in course.lessons}
-    made = {path.name for path, _ in _pages(course)} | {f"{stem}.ipynb" for stem in stems}
+    made = made | {f"{stem}.ipynb" for stem in stems}
     tracked = _tracked(course.root)
     for path in sorted((course.root / "course").rglob("*")):
         name = path.relative_to(course.root / "course").as_posix()

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--no-execute", action="store_true", help="leave the outputs as they are")
     add(_book, "build the site from the stored outputs")
     serve = add(_serve, "show the built site on this machine")
-    serve.add_argument("--port", type=int, default=8000, help="8000, or a free one where taken")
+    serve.add_argument("--port", type=_port, default=8000, help="8000, or a free one where taken")
     data = add(_data, "show where the data files are, or fetch one")
     data.add_argument("name", nargs="?", help="the file to fetch")
     add(_doctor, "look at what the course stands on, and say what to do")
@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     progress = add(_progress, "show which exercises are done")
     progress.add_argument("lesson", nargs="?", help="its number; all lessons when none is given")
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; ports are numbers from 0 to 65535")
+    return int(text)
 
 
 def _lab(options: argparse.Namespace) -> None:

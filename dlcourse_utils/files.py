@@ -1,10 +1,25 @@
-"""Write files so that none is ever half-written, and keep a person's work."""
+"""Read what people write, write files so that none is ever half-written, keep a person's work."""
 
 from __future__ import annotations
 
 import os
 from itertools import count
 from pathlib import Path
+
+from dlcourse_utils.errors import CourseError
+
+
+def text(root: Path, name: str) -> str:
+    """The text of a file that people write, by its name below `root`.
+
+    Raises CourseError for one that is not UTF-8.
+    """
+    try:
+        return (root / name).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CourseError(
+            f"{name} is not UTF-8 text: save it with this encoding, or restore it."
+        ) from None
 
 
 def write(path: Path, data: bytes) -> None:

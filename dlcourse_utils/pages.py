@@ -9,12 +9,15 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dlcourse_utils import blocks, registry
+from dlcourse_utils import blocks, files, registry
 from dlcourse_utils.errors import CourseError
 from dlcourse_utils.lessons import Lesson
 from dlcourse_utils.render import parse_notebook
+
+if TYPE_CHECKING:
+    from pybtex.database import BibliographyData
 
 TITLE = "Probabilistic deep learning in JAX"
 ABOUT = ("how_the_checks_work", "glossary", "references", "several_devices")
@@ -35,14 +38,15 @@ def made(
 ) -> Iterator[tuple[Path, bytes]]:
     """The files of the site with something generated in them, whole, as they should be.
 
-    `address` is repository and tag. Raises CourseError for a page that lacks the marks of a block.
+    `address` is repository and tag. Raises CourseError for a page that lacks the marks of a block,
+    and for a file written by hand that cannot be read.
     """
     figure, image = _front_figure(root, lessons)
     if figure is not None:
         yield root / "course" / figure.name, image
     for page in _pages(root, lessons, address, figure):
         path = root / page.file
-        text = path.read_text(encoding="utf-8") if path.exists() else _empty(page)
+        text = files.text(root, page.file) if path.exists() else _empty(page)
         yield path, fill(text, page.blocks, page.file).encode()
     yield root / "course" / "_toc.yml", toc(lessons).encode()
 
@@ -100,14 +104,8 @@ def toc(lessons: Iterable[Lesson]) -> str:
 def _pages(
     root: Path, lessons: list[Lesson], address: tuple[str, str], figure: blocks.Figure | None
 ) -> Iterator[Page]:
-    # Here, as they take seconds, and `dlcourse reset` does not need them.
-    import yaml
-    from pybtex.database import parse_file
-
+    # Here, as it takes seconds, and `dlcourse reset` does not need it.
     from dlcourse_utils.checks import engine
-
-    def read(name: str) -> str:
-        return (root / name).read_text(encoding="utf-8").rstrip()
 
     specs = {}
     for lesson in lessons:
@@ -139,17 +137,54 @@ def _pages(
             "mistakes": blocks.mistakes(lesson, specs),
         }
         yield Page(file, title, of_lesson)
-    works = parse_file(root / "course" / "references.bib", bib_format="bibtex")
-    listed = {"references": blocks.references(works, lessons)}
+    listed = {"references": blocks.references(_works(root), lessons)}
     yield Page("course/references.md", "References", listed)
-    citation = blocks.citation(yaml.safe_load(read("CITATION.cff")), address[0])
+    citation = blocks.citation(_cff(root), address[0])
     yield Page("course/cite.md", "How to cite", {"citation": citation})
     licences = {
-        "code": f"```text\n{read('LICENSE')}\n```",
-        "text": f"```text\n{read('LICENSE-text')}\n```",
+        "code": f"```text\n{files.text(root, 'LICENSE').rstrip()}\n```",
+        "text": f"```text\n{files.text(root, 'LICENSE-text').rstrip()}\n```",
         "data": blocks.data_licences(registry.entries().values()),
     }
     yield Page("course/licence.md", "Licence", licences)
+
+
+def _works(root: Path) -> BibliographyData:
+    """The bibliography, each of whose entries has what a reference begins with."""
+    try:
+        from pybtex.database import parse_string
+        from pybtex.exceptions import PybtexError
+    except ImportError:
+        raise CourseError(
+            "The pages need pybtex, which is not installed: run `make setup`, or "
+            "`pip install 'dlcourse[dev]'` elsewhere."
+        ) from None
+    name = "course/references.bib"
+    try:
+        works = parse_string(files.text(root, name), "bibtex")
+    except PybtexError as error:
+        raise CourseError(f"{name} cannot be read ({error}): mend it, or restore it.") from None
+    for key, entry in works.entries.items():
+        for field in ("author", "year", "title"):
+            if not (entry.persons if field == "author" else entry.fields).get(field):
+                raise CourseError(f"{name}: {key} has no {field}: add it.")
+    return works
+
+
+def _cff(root: Path) -> dict[str, Any]:
+    """CITATION.cff, which has what a citation is made of."""
+    import yaml
+
+    name = "CITATION.cff"
+    try:
+        cff = yaml.safe_load(files.text(root, name))
+    except yaml.YAMLError as error:
+        first = str(error).splitlines()[0]
+        raise CourseError(f"{name} cannot be read ({first}): mend it, or restore it.") from None
+    for key in ("title", "version", "date-released", "authors"):
+        if not isinstance(cff, dict) or not cff.get(key):
+            raise CourseError(f"{name} has no {key}: add it, or restore the file.")
+    return cff
 
 
 def _front_figure(root: Path, lessons: list[Lesson]) -> tuple[blocks.Figure | None, bytes]:

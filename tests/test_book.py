@@ -1,5 +1,6 @@
 """The site: built without a warning, whole, at home without a network; a failure leaves the old."""
 
+import errno
 import html
 import json
 import os
@@ -10,6 +11,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,7 +20,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from dlcourse_utils import book, book_pages
+from dlcourse_utils import book, book_pages, cli
 from dlcourse_utils.build import Course, read_course
 from dlcourse_utils.errors import CourseError
 from dlcourse_utils.lessons import Lesson
@@ -308,6 +310,11 @@ def test_a_broken_notebook_is_named(small: Course, broken: str) -> None:
     assert f"solutions/{path.name} {says}: run `make notebooks ARGS=" in refused(small)
 
 
+def test_a_page_that_is_not_utf_8_is_named(small: Course) -> None:
+    (small.root / "course" / "index.md").write_bytes(b"# Caf\xe9\n")
+    assert refused(small).startswith("course/index.md is not UTF-8 text")
+
+
 def test_a_table_that_names_no_file_is_refused(small: Course) -> None:
     write_toc(small, "course/index", "course/lost")
     assert refused(small).startswith("course/_toc.yml names course/lost, and there is no")
@@ -349,6 +356,25 @@ def test_a_new_site_takes_the_place_of_the_old(small: Course) -> None:
     assert "Front" in (small.root / "site" / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("trouble", [PermissionError(13, "denied"), KeyboardInterrupt()])
+def test_a_swap_that_fails_leaves_the_old_site(
+    small: Course, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    move = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if path.name == "made":
+            raise trouble
+        return move(path, target)
+
+    monkeypatch.setattr(book, "_run_sphinx", lambda course, source, made, root: made.mkdir())
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(type(trouble)):
+        book.build_site(small, small.root / "site")
+    assert (small.root / "site" / "index.html").read_bytes() == b"the last good one"
+    assert [path.name for path in small.root.glob(".site-*")] == []
+
+
 def test_the_site_is_shown_also_where_the_port_is_taken(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("hello", encoding="utf-8")
     with book._server(tmp_path, 0) as one, book._server(tmp_path, one.server_address[1]) as two:
@@ -359,6 +385,26 @@ def test_the_site_is_shown_also_where_the_port_is_taken(tmp_path: Path) -> None:
             assert answer.read() == b"hello"
         two.shutdown()
         thread.join()
+
+
+def test_a_port_that_nobody_may_use_is_not_exchanged_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only root may use port 80, and the tests may be root's."""
+
+    def refuse(server: HTTPServer) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(HTTPServer, "server_bind", refuse)
+    with pytest.raises(CourseError, match=r"^Port 80 cannot be used \(Permission denied\): name "):
+        book._server(tmp_path, 80)
+
+
+@pytest.mark.parametrize("port", ["99999", "65536", "-1", "x", "8e3"])
+def test_what_is_no_port_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", f"--port={port}"])
+    assert f"{port!r} is no port; ports are numbers from 0 to 65535" in capsys.readouterr().err
 
 
 def test_without_a_site_there_is_nothing_to_show(

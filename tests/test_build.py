@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -193,6 +194,15 @@ def test_a_fork_off_github_has_no_badge(checkout, runs):
     assert build(check=True) == 0
 
 
+def test_the_hook_looks_at_all_that_is_read():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    (hook,) = (hook for hook in hooks if hook["id"] == "build-check")
+    generated = ["course/index.md", "course/01_tiny.ipynb", "solutions/01_tiny.ipynb"]
+    for name in [*WRITTEN, *generated, "dlcourse_utils/pages.py", "dlcourse_utils/checks/x.py"]:
+        assert re.search(hook["files"], name), name
+    assert not re.search(hook["files"], "tests/test_build.py")
+
+
 # --- leaks ------------------------------------------------------------------------------------
 
 
@@ -278,6 +288,20 @@ def test_build_makes_everything_once(checkout, runs, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_pages_are_made_once_in_a_build(check, checkout, runs, monkeypatch):
+    build()
+    calls, made = [], pages.made
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return made(*arguments)
+
+    monkeypatch.setattr(pages, "made", counted)
+    assert build(check=check) == 0
+    assert len(calls) == 1
+
+
 def test_the_student_side_is_fast(checkout, runs):
     build()
     edit(checkout / "solutions" / "01_tiny.py", "One number stands", "A number stands")
@@ -337,6 +361,64 @@ MARKS = {
 def test_a_page_without_its_marks_is_refused(case, checkout, runs):
     edit(checkout / "README.md", *MARKS[case])
     with pytest.raises(CourseError, match=r"README.md must have the lines <!-- lessons:begin -->"):
+        build()
+
+
+def test_who_wrote_the_course_is_a_body_or_a_person(checkout, runs):
+    persons = """
+  - name: The School
+  - family-names: Beauvoir
+    given-names: Simone
+    name-particle: de
+  - family-names: King
+    given-names: Martin Luther
+    name-suffix: Jr."""
+    edit(checkout / "CITATION.cff", "\n  - name: The dlcourse authors", persons)
+    assert build() == 0
+    page = (checkout / "course" / "cite.md").read_text(encoding="utf-8")
+    assert "The School, Simone de Beauvoir, Martin Luther King Jr. (2026). *" in page
+    assert "author = {{The School} and de Beauvoir, Simone and King, Jr., Martin Luther}" in page
+
+
+UNREADABLE = {
+    "author": ("CITATION.cff", "name: The dlcourse", "alias: The dlcourse", "has the author"),
+    "no author": ("CITATION.cff", "authors:\n  - name: The", "members:\n  - name: The", "has no a"),
+    "yaml": ("CITATION.cff", "title: ", "title: [", r"cannot be read \(while parsing a flow seq"),
+    "brace": ("course/references.bib", "{Means}", "{Means", r"cannot be read \(syntax error in l"),
+    "key": ("course/references.bib", "@misc", "@misc{doe2020}\n@misc", "cannot be read .repeated"),
+    "work": ("course/references.bib", "author = {Doe, Jo}, ", "", ": doe2020 has no author"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_what_is_written_by_hand_and_cannot_be_read_is_named(case, checkout, runs):
+    name, old, new, says = UNREADABLE[case]
+    edit(checkout / name, old, new)
+    with pytest.raises(CourseError, match=rf"^{name}:? ?{says}") as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["README.md", "course/index.md", "course/references.bib"])
+def test_a_page_that_is_not_utf_8_is_named(name, checkout, runs):
+    build()
+    (checkout / name).write_bytes("# Café".encode("latin-1"))
+    for check in (True, False):
+        with pytest.raises(CourseError, match=f"^{name} is not UTF-8 text: save it with "):
+            build(check=check)
+
+
+def test_a_table_of_contents_that_is_not_utf_8_is_made_again(checkout, runs):
+    build()
+    (checkout / "course" / "_toc.yml").write_bytes(b"# Caf\xe9\n")
+    assert build(check=True) == 1
+    assert build() == 0
+    assert build(check=True) == 0
+
+
+def test_without_pybtex_there_is_a_sentence(checkout, runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pybtex.database", None)
+    with pytest.raises(CourseError, match=r"^The pages need pybtex, .*dlcourse\[dev\]"):
         build()
 
 

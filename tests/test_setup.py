@@ -115,10 +115,26 @@ def test_colab_satisfies_the_lower_bounds() -> None:
 def test_public_ci_runs_the_readmes_command() -> None:
     jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]
     assert {"run": "make test"} in jobs["test"]["steps"]
+    checkout = jobs["test"]["steps"][0]
+    assert checkout["with"]["fetch-depth"] == 0, "test_colab.py looks at the files of the tag"
     assert {"run": "make test-colab"} in jobs["colab"]["steps"]
     assert "\nmake lint test\nmake test-colab " in (ROOT / ".ci/run").read_text()
     assert os.access(ROOT / ".ci/run", os.X_OK)
     assert "`make test`" in read(ROOT / "README.md")
+
+
+def test_public_ci_publishes_what_has_passed_the_tests() -> None:
+    folder = ROOT / ".github/workflows"
+    tested, site = (
+        yaml.safe_load((folder / name).read_text()) for name in ("test.yml", "site.yml")
+    )
+    trigger = site[True]["workflow_run"]  # YAML 1.1 takes the word `on` for true
+    assert set(site[True]) == {"workflow_run", "workflow_dispatch"}
+    assert (trigger["workflows"], trigger["branches"]) == ([tested["name"]], ["main"])
+    build = site["jobs"]["build"]
+    assert "workflow_run.conclusion == 'success'" in build["if"]
+    assert "workflow_run.head_sha" in build["steps"][0]["with"]["ref"]
+    assert site["concurrency"]["cancel-in-progress"] is False
 
 
 def test_book_config() -> None:

@@ -105,14 +105,17 @@ def page(
     Frame number ``first`` is the picture at the beginning, and the only one where no script runs.
     The caption is then ``still``, and ``note`` where one runs. With ``holds``, milliseconds for
     each frame, there is a button that plays all frames once. All pictures share ``colours``.
+    Raises ValueError where there are not as many holds as frames.
     """
+    if holds is not None:  # maybe an array, whose numbers JSON does not take
+        holds = [int(hold) for _, hold in zip(frames, holds, strict=True)]
     begin, (width, height) = frames[first], frames[first].picture.size
     data = [base64.b64encode(png).decode() for png in _shrunk(frames, colours)]
     strip = {
         "label": label,
         "first": first,
         "note": note,
-        "holds": holds and list(holds),
+        "holds": holds,
         "frames": [
             {"png": png, "value": frame.value, "alt": frame.alt}
             for png, frame in zip(data, frames, strict=True)
