@@ -107,7 +107,8 @@ def find(name: str | int | Path) -> Path:
         if text == path.stem or number == path.stem[:2]:
             return path
     listed = ", ".join(p.stem for p in known) or "none yet"
-    raise CourseError(f"There is no lesson {text!r}; the lessons are: {listed}.")
+    kind = "exercise" if re.fullmatch(r"\d+\.\d+", text) else "lesson"
+    raise CourseError(f"There is no {kind} {text!r}; the lessons are: {listed}.")
 
 
 def load(name: str | int | Path) -> Lesson:

@@ -15,15 +15,17 @@ __all__ = ["check", "hint", "progress", "solution"]
 def check(id: str, answer: Any) -> Any:
     """Say whether ``answer`` solves exercise ``id``, and return the object to go on with.
 
-    That is ``answer`` itself, right or wrong, so that its effect is seen; only an exercise not yet
-    started is replaced by the reference, so that the notebook runs to its end.
+    That is ``answer`` itself, right or wrong, so that its effect is seen. An exercise not yet
+    started is replaced by the reference, and so is an answer that the next cells cannot use (it
+    raises, it cannot be traced, its results are of the wrong kind or shape, or not finite): the
+    notebook runs on.
     Raises CourseError for an exercise that does not exist.
     """
     spec = engine.find(id)
     found = engine.judge(spec, answer)
     report.show(f"Exercise {spec.id}", found)
     record.append(spec.id, found.outcome, found.diagnosis)
-    if found.outcome == engine.NOT_STARTED:
+    if found.outcome == engine.NOT_STARTED or not found.usable:
         return engine.namespace(spec.id.split(".")[0])[spec.name]
     return answer
 
