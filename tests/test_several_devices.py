@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 import trainings
+from jax.sharding import PartitionSpec as P
 
 from dlcourse_utils import several_devices, train
 from dlcourse_utils.checkpoints import CheckpointError, Checkpoints
@@ -110,17 +111,36 @@ def test_two_processes_refuse_a_batch_that_leaves_one_without_work(two):
 
 
 @pytest.mark.parametrize(
-    ("rows", "devices", "count"),
-    [((512,), 4, 4), ((512,), 3, 2), ((510,), 4, 3), ((509,), 4, None), ((), 4, None)],
+    ("shapes", "devices", "count"),
+    [
+        ([(512, 3), (512,)], 4, 4),
+        ([(512, 3), (512,)], 3, 2),
+        ([(510,), (7,)], 4, 3),
+        ([(509,)], 4, None),
+        ([(), (512, 3)], 4, 4),  # a number, and one array of rows
+        ([(2,), (512, 3)], 4, 4),  # a key of the old style first
+        ([(10_001,), (512, 3), (512,)], 4, 4),  # a table
+        ([()], 4, None),
+        ([], 4, None),
+    ],
 )
-def test_as_many_devices_as_divide_the_rows(monkeypatch, rows, devices, count):
+def test_as_many_devices_as_divide_the_rows(monkeypatch, shapes, devices, count):
     one = jax.devices()[0]
     monkeypatch.setattr(jax, "devices", lambda: [one] * devices)
     monkeypatch.setattr(several_devices, "Mesh", lambda devices, names: len(devices))
-    batch = (jax.ShapeDtypeStruct(rows, jnp.float32), jax.ShapeDtypeStruct((7,), jnp.float32))
+    batch = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
     assert several_devices.mesh_for(batch) == count
     with jax.default_device(one):  # chosen by the caller, who gets no other
         assert several_devices.mesh_for(batch) is None
+
+
+def test_what_has_no_rows_is_whole_on_each_device(monkeypatch):
+    monkeypatch.setattr(jax.lax, "with_sharding_constraint", lambda _, sharding: sharding.spec)
+    mesh = several_devices.Mesh(jax.devices()[:1], ("rows",))
+    x, y, table = jnp.ones((512, 3)), jnp.ones(512), jnp.ones((1024, 2))
+    found = several_devices.split((0.5, jax.random.PRNGKey(0), x, {"y": y, "table": table}), mesh)
+    whole, shared = P(), P("rows")
+    assert found == (whole, whole, shared, {"y": shared, "table": whole})
 
 
 # --- checkpoints -------------------------------------------------------------------------------
