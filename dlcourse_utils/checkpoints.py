@@ -55,25 +55,28 @@ class Checkpoints:
         """The arrays and the record of the newest checkpoint; None where there is none.
 
         ``arrays``, a tree like the one that was saved, gives shapes, dtypes and devices.
-        Raises CheckpointError if the checkpoint is damaged or of another training.
+        Raises CheckpointError if the checkpoint is damaged, is of another training, or cannot be
+        read here: for lack of memory or of a permission, or by another version of orbax.
         """
         with self._manager() as manager:
             step = manager.latest_step()
             if step is None:
                 return None
+            place = self._place(step)
             damaged = CheckpointError(
-                f"The checkpoint {self._place(step)} is damaged: delete it, and the training goes "
-                "on from the one before it, or anew."
+                f"The checkpoint {place} is damaged: delete it, and the training goes on from the "
+                "one before it, or anew."
             )
-            # Of damaged files orbax would print a page of tracebacks.
-            checksum = self._place(step) / _CHECKSUM
-            if checksum.exists() and checksum.read_text() != _checksum(self._place(step)):
+            whole = _is_whole(place)
+            if whole is False:  # orbax would print a page of tracebacks
                 raise damaged
             try:
                 return self._read(manager, step, arrays)
             except CheckpointError:
                 raise
             except Exception as error:  # orbax, tensorstore and JSON each raise their own
+                if whole:
+                    raise _unreadable(place, error, "; its files are whole") from error
                 raise damaged from error
 
     def save(self, step: int, arrays: Any, record: Any) -> None:
@@ -85,9 +88,7 @@ class Checkpoints:
             try:
                 manager.save(step, args=items)
                 if jax.process_index() == 0:
-                    files.write(
-                        self._place(step) / _CHECKSUM, _checksum(self._place(step)).encode()
-                    )
+                    files.write(self._place(step) / _CHECKSUM, _checksum(self._place(step)))
             except (OSError, ValueError) as error:  # tensorstore says ValueError of a full disk
                 raise self._unwritable(error) from error
 
@@ -136,14 +137,30 @@ def fingerprint(arrays: tuple[jax.Array, ...]) -> str:
     return f"{', '.join(map(_kind, arrays))} with checksum {checksum:08x}"
 
 
-def _checksum(folder: Path) -> str:
+def _is_whole(place: Path) -> bool | None:
+    """Are the files of a checkpoint as they were written? None where no checksum was."""
+    try:
+        checksum = place / _CHECKSUM
+        return checksum.read_bytes() == _checksum(place) if checksum.exists() else None
+    except OSError as error:
+        raise _unreadable(place, error) from error
+
+
+def _unreadable(place: Path, error: Exception, known: str = "") -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint {place} cannot be read here ({first_line(error)}){known}: keep it, mend "
+        "that, and call again."
+    )
+
+
+def _checksum(folder: Path) -> bytes:
     """Of the names and the bytes of all files of a checkpoint."""
     checksum = 0
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != _CHECKSUM:
             checksum = zlib.crc32(path.relative_to(folder).as_posix().encode(), checksum)
             checksum = zlib.crc32(path.read_bytes(), checksum)
-    return f"{checksum:08x}"
+    return f"{checksum:08x}".encode()
 
 
 def _layout(arrays: Any) -> dict[str, str]:

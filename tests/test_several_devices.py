@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 import trainings
+from jax.sharding import PartitionSpec as P
 
 from dlcourse_utils import several_devices, train
 from dlcourse_utils.checkpoints import CheckpointError, Checkpoints
@@ -110,17 +111,36 @@ def test_two_processes_refuse_a_batch_that_leaves_one_without_work(two):
 
 
 @pytest.mark.parametrize(
-    ("rows", "devices", "count"),
-    [((512,), 4, 4), ((512,), 3, 2), ((510,), 4, 3), ((509,), 4, None), ((), 4, None)],
+    ("shapes", "devices", "count"),
+    [
+        ([(512, 3), (512,)], 4, 4),
+        ([(512, 3), (512,)], 3, 2),
+        ([(510,), (7,)], 4, 3),
+        ([(509,)], 4, None),
+        ([(), (512, 3)], 4, 4),  # a number, and one array of rows
+        ([(2,), (512, 3)], 4, 4),  # a key of the old style first
+        ([(10_001,), (512, 3), (512,)], 4, 4),  # a table
+        ([()], 4, None),
+        ([], 4, None),
+    ],
 )
-def test_as_many_devices_as_divide_the_rows(monkeypatch, rows, devices, count):
+def test_as_many_devices_as_divide_the_rows(monkeypatch, shapes, devices, count):
     one = jax.devices()[0]
     monkeypatch.setattr(jax, "devices", lambda: [one] * devices)
     monkeypatch.setattr(several_devices, "Mesh", lambda devices, names: len(devices))
-    batch = (jax.ShapeDtypeStruct(rows, jnp.float32), jax.ShapeDtypeStruct((7,), jnp.float32))
+    batch = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
     assert several_devices.mesh_for(batch) == count
     with jax.default_device(one):  # chosen by the caller, who gets no other
         assert several_devices.mesh_for(batch) is None
+
+
+def test_what_has_no_rows_is_whole_on_each_device(monkeypatch):
+    monkeypatch.setattr(jax.lax, "with_sharding_constraint", lambda _, sharding: sharding.spec)
+    mesh = several_devices.Mesh(jax.devices()[:1], ("rows",))
+    x, y, table = jnp.ones((512, 3)), jnp.ones(512), jnp.ones((1024, 2))
+    found = several_devices.split((0.5, jax.random.PRNGKey(0), x, {"y": y, "table": table}), mesh)
+    whole, shared = P(), P("rows")
+    assert found == (whole, whole, shared, {"y": shared, "table": whole})
 
 
 # --- checkpoints -------------------------------------------------------------------------------
@@ -139,6 +159,16 @@ def interrupted(monkeypatch, folder, step, **changes):
         patch.setattr(train._Line, "update", stop)
         with pytest.raises(KeyboardInterrupt):
             trainings.fit(checkpoint=folder, **changes)
+
+
+def untrained():
+    """The optimizer of the training, for where a step would be one too many."""
+
+    def no_step(*_):
+        raise AssertionError("there is nothing left to train")
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, trainings.STEPS))
+    return optax.GradientTransformation(optimizer.init, no_step)
 
 
 def steps_in(folder):
@@ -179,14 +209,8 @@ def test_killed_in_a_write_on_four_devices_it_goes_on_on_one(four, alone, tmp_pa
 
 
 def test_what_two_processes_have_trained_is_read_by_one(two, alone):
-    def no_step(*_):
-        raise AssertionError("there is nothing left to train")
-
     _, folder = two
-    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, trainings.STEPS))
-    result = trainings.fit(
-        checkpoint=folder, optimizer=optax.GradientTransformation(optimizer.init, no_step)
-    )
+    result = trainings.fit(checkpoint=folder, optimizer=untrained())
     np.testing.assert_allclose(trainings.numbers(result), alone, rtol=0, atol=ATOL)
 
 
@@ -269,17 +293,51 @@ def lose_the_arrays(step):
     shutil.rmtree(step / "arrays")
 
 
+def spoil_the_checksum(step):
+    (step / "checksum.txt").write_bytes(b"\xff\xfe")  # no text
+
+
 @pytest.mark.parametrize(
-    "spoil", [spoil_the_note, spoil_the_note_unnoticed, flip_a_byte, cut_in_half, lose_the_arrays]
+    "spoil",
+    [
+        spoil_the_note,
+        spoil_the_note_unnoticed,
+        flip_a_byte,
+        cut_in_half,
+        lose_the_arrays,
+        spoil_the_checksum,
+    ],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_does(folder, spoil, alone):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_does(monkeypatch, folder, spoil):
     newest = folder / "step_80"
     spoil(newest)
     with pytest.raises(CheckpointError, match=f"{newest} is damaged: delete it"):
         trainings.fit(checkpoint=folder)
-    if spoil is flip_a_byte:
-        shutil.rmtree(newest)
-        np.testing.assert_array_equal(trainings.numbers(trainings.fit(checkpoint=folder)), alone)
+    shutil.rmtree(newest)
+    interrupted(monkeypatch, folder, 40, optimizer=untrained())  # as soon as it is read
+
+
+def test_a_whole_checkpoint_that_cannot_be_read_is_to_be_kept(monkeypatch, stopped):
+    """The files are as they were written: what fails is the machine, or another orbax."""
+
+    def restore(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile allocating")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", restore)
+    sentence = r"step_80 cannot be read here \(RuntimeError: RESOURCE_EXHAUSTED: Out of memory\); "
+    with pytest.raises(CheckpointError, match=f"{sentence}its files are whole: keep it, mend that"):
+        trainings.fit(checkpoint=stopped)
+
+
+def test_a_checkpoint_without_permission_is_to_be_kept(monkeypatch, stopped):
+    """A superuser, as in a container, is let in all the same: the answer is put in."""
+
+    def read_bytes(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", read_bytes)
+    with pytest.raises(CheckpointError, match=r"cannot be read here \(Perm.*denied.*\): keep it"):
+        trainings.fit(checkpoint=stopped)
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
