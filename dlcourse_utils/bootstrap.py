@@ -80,9 +80,7 @@ def make() -> None:
     if found == [place, wanted]:
         return
     version = place.partition(" in ")[0]
-    # uv is quiet below: it would list 200 packages, and the terminal is to show what to do.
-    once = "once: some 320 MB to fetch, up to ten minutes in silence"
-    print(f"Setting up .venv with {version} ({once}) ...", flush=True)
+    print(f"Setting up .venv with {version} (once; some 320 MB to fetch) ...", flush=True)
     if there:
         stamp.unlink()
     if found[0] != place:
@@ -110,7 +108,7 @@ def _wanted(pinned: bytes) -> str:
 def _synchronise(python: Path) -> None:
     """Install what is locked, and the checkout itself, for which the lock has all that it takes."""
     try:
-        _run([python, "-m", "uv", "pip", "sync", "--quiet", "--python", python, LOCK])
+        _run([python, "-m", "uv", "pip", "sync", "--python", python, LOCK])
     except subprocess.CalledProcessError:
         # A school with its own package index usually says so in pip's settings, which uv ignores.
         print("uv could not install the packages; trying once more with pip ...", flush=True)
