@@ -517,6 +517,12 @@ def test_wrong_values_are_kept_so_that_their_effect_is_seen(id, answer):
     assert goes_on_with(id, answer, back, said) == "your version"
 
 
+def test_a_loss_too_large_for_the_held_out_clusters_is_replaced():
+    answer = suspect("01.4", "broadcast").wrong
+    back, said = checked("01.4", answer)
+    assert goes_on_with("01.4", answer, back, said) == "the reference"
+
+
 # --- late cases, numbers and words -----------------------------------------------------------
 
 

@@ -32,13 +32,17 @@ NOT_STARTED, ERROR, WRONG, RIGHT = "not started", "error", "wrong", "right"
 
 
 class Suspect(NamedTuple):
-    """A wrong answer: the code of somebody with this misconception, and what to tell them."""
+    """A wrong answer: the code of somebody with this misconception, and what to tell them.
+
+    ``usable`` is False where the next cells would need more memory or time than there is.
+    """
 
     name: str
     wrong: Callable[..., Any]
     says: str  # what is off
     why: str  # why it matters
     next: str  # one step to take
+    usable: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -461,7 +465,8 @@ def _mismatch(trial: _Trial, got: Results, expected: Results) -> Report | None:
     else:
         says, diagnosis = _signature(spec, label, got, expected)
         why, todo = "The shapes are right, the values are not.", spec.example
-    return Report(WRONG, says, why, todo, detail, diagnosis, _usable(got, expected))
+    usable = _usable(got, expected) and (named is None or named[0].usable)
+    return Report(WRONG, says, why, todo, detail, diagnosis, usable)
 
 
 def _worst(mine: np.ndarray, right: np.ndarray) -> tuple:
