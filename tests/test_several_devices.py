@@ -352,6 +352,18 @@ def test_a_missing_orbax_is_said(monkeypatch, tmp_path):
         trainings.fit(checkpoint=tmp_path, steps=1)
 
 
+def test_numbers_of_numpy_and_a_path_as_label_are_written_as_they_are_compared(tmp_path):
+    """After one report without a better loss it ends: nothing is learned at this rate."""
+    numbers = {"steps": 40, "batch_size": 8, "reports": 4, "patience": 1}
+    changes = {name: np.int64(number) for name, number in numbers.items()}
+    changes |= {"label": Path("one"), "checkpoint": tmp_path}
+    changes |= {"optimizer": optax.sgd(1e-30)}
+    whole = trainings.fit(**changes)
+    assert whole.history.step.tolist() == [10, 20]
+    again = trainings.fit(**changes | numbers | {"label": "one"})
+    np.testing.assert_array_equal(trainings.numbers(again), trainings.numbers(whole))
+
+
 def test_other_things_in_the_folder_stay(tmp_path):
     """Orbax deletes old steps, which are folders with a number."""
     for year in range(2020, 2025):
