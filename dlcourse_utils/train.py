@@ -21,7 +21,7 @@ from IPython.display import display
 from jax.sharding import Mesh
 
 from dlcourse_utils import several_devices
-from dlcourse_utils.checkpoints import Checkpoints, fingerprint
+from dlcourse_utils.checkpoints import Checkpoints, checksum, fingerprint
 from dlcourse_utils.errors import CourseError
 
 Params = Any
@@ -90,8 +90,9 @@ def fit(
     reports without a better held-out loss and returns the best parameters.
 
     With ``checkpoint``, a folder of this training alone, the state is kept there at each report,
-    and a call with the same arguments goes on from it. All devices share out a batch; what is
-    returned is on the first.
+    and a call with the same arguments goes on from it. Not compared are ``loss``, ``optimizer`` and
+    a function ``data``: who changes one of them names another folder. All devices share out a
+    batch; what is returned is on the first.
 
     Raises `FitError` if the data do not fit together or the loss stops being a finite number; the
     error keeps the last good parameters. Raises `CheckpointError` if the folder cannot be written
@@ -111,7 +112,7 @@ def fit(
     if checkpoint is not None:
         settings = {"label": str(label), "key": jax.random.key_data(key).tolist()}
         settings |= {"steps": steps, "batch_size": batch_size, "reports": reports}
-        settings |= {"patience": patience}
+        settings |= {"patience": patience, "starting params": checksum(params)}
         settings |= {"data": fingerprint(data), "held_out": fingerprint(held_out or ())}
         kept = Checkpoints(checkpoint, settings)
 

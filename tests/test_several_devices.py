@@ -259,6 +259,10 @@ def test_a_loss_that_diverges_after_a_break_keeps_what_was_good(folder):
             {"params": trainings.start()[:2]},
             r"`params\[2\]\['b'\]` is float32\[1,2\] there and None here",
         ),
+        (
+            {"params": jax.tree.map(lambda array: array + 0.1, trainings.start())},
+            r"`starting params` is checksum \w{8} there and checksum \w{8} here",
+        ),
         ({"optimizer": optax.sgd(1e-3)}, r"`opt_state\[0\].count` is int32\[\] there and None"),
     ],
 )
