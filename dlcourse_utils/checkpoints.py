@@ -88,7 +88,8 @@ class Checkpoints:
             try:
                 manager.save(step, args=items)
                 if jax.process_index() == 0:
-                    files.write(self._place(step) / _CHECKSUM, _checksum(self._place(step)))
+                    place = self._place(step)
+                    files.write(place / _CHECKSUM, _checksum_of_files(place))
             except (OSError, ValueError) as error:  # tensorstore says ValueError of a full disk
                 raise self._unwritable(error) from error
 
@@ -114,7 +115,8 @@ class Checkpoints:
         return self.folder / f"step_{step}"
 
     def _compare(self, there: dict[str, Any], here: dict[str, Any]) -> None:
-        for name in here | there:
+        # Shapes come first: they say more than the checksum of what the arrays hold.
+        for name in sorted(here | there, key=lambda name: name in self.settings):
             if there.get(name) != here.get(name):
                 raise CheckpointError(
                     f"The checkpoint in {self.folder} is of another training: `{name}` is "
@@ -131,17 +133,22 @@ class Checkpoints:
 
 def fingerprint(arrays: tuple[jax.Array, ...]) -> str:
     """Kinds of the arrays and a checksum of what is in them."""
-    checksum = 0
-    for array in arrays:
-        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
-    return f"{', '.join(map(_kind, arrays))} with checksum {checksum:08x}"
+    return f"{', '.join(map(_kind, arrays))} with {checksum(arrays)}"
+
+
+def checksum(tree: Any) -> str:
+    """In words, of what is in the arrays of a tree."""
+    found = 0
+    for array in jax.tree.leaves(tree):
+        found = zlib.crc32(np.ascontiguousarray(array).tobytes(), found)
+    return f"checksum {found:08x}"
 
 
 def _is_whole(place: Path) -> bool | None:
     """Are the files of a checkpoint as they were written? None where no checksum was."""
+    written = place / _CHECKSUM
     try:
-        checksum = place / _CHECKSUM
-        return checksum.read_bytes() == _checksum(place) if checksum.exists() else None
+        return written.read_bytes() == _checksum_of_files(place) if written.exists() else None
     except OSError as error:
         raise _unreadable(place, error) from error
 
@@ -153,14 +160,14 @@ def _unreadable(place: Path, error: Exception, known: str = "") -> CheckpointErr
     )
 
 
-def _checksum(folder: Path) -> bytes:
+def _checksum_of_files(folder: Path) -> bytes:
     """Of the names and the bytes of all files of a checkpoint."""
-    checksum = 0
+    found = 0
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != _CHECKSUM:
-            checksum = zlib.crc32(path.relative_to(folder).as_posix().encode(), checksum)
-            checksum = zlib.crc32(path.read_bytes(), checksum)
-    return f"{checksum:08x}".encode()
+            found = zlib.crc32(path.relative_to(folder).as_posix().encode(), found)
+            found = zlib.crc32(path.read_bytes(), found)
+    return f"{found:08x}".encode()
 
 
 def _layout(arrays: Any) -> dict[str, str]:

@@ -259,6 +259,10 @@ def test_a_loss_that_diverges_after_a_break_keeps_what_was_good(folder):
             {"params": trainings.start()[:2]},
             r"`params\[2\]\['b'\]` is float32\[1,2\] there and None here",
         ),
+        (
+            {"params": jax.tree.map(lambda array: array + 0.1, trainings.start())},
+            r"`starting params` is checksum \w{8} there and checksum \w{8} here",
+        ),
         ({"optimizer": optax.sgd(1e-3)}, r"`opt_state\[0\].count` is int32\[\] there and None"),
     ],
 )
@@ -350,6 +354,18 @@ def test_a_missing_orbax_is_said(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     with pytest.raises(CheckpointError, match="run `pip install orbax-checkpoint`, or leave"):
         trainings.fit(checkpoint=tmp_path, steps=1)
+
+
+def test_numbers_of_numpy_and_a_path_as_label_are_written_as_they_are_compared(tmp_path):
+    """After one report without a better loss it ends: nothing is learned at this rate."""
+    numbers = {"steps": 40, "batch_size": 8, "reports": 4, "patience": 1}
+    changes = {name: np.int64(number) for name, number in numbers.items()}
+    changes |= {"label": Path("one"), "checkpoint": tmp_path}
+    changes |= {"optimizer": optax.sgd(1e-30)}
+    whole = trainings.fit(**changes)
+    assert whole.history.step.tolist() == [10, 20]
+    again = trainings.fit(**changes | numbers | {"label": "one"})
+    np.testing.assert_array_equal(trainings.numbers(again), trainings.numbers(whole))
 
 
 def test_other_things_in_the_folder_stay(tmp_path):
