@@ -2,16 +2,17 @@
 
 import functools
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from tests.environments import ROOT
 
@@ -25,15 +26,18 @@ _HERE = {"localhost", "127.0.0.1", ""}  # no host: data:, blob: and file:
 
 @dataclass
 class Visit:
-    """A page, and what went wrong on it: its errors, and what it asked of other machines."""
+    """A page, and what went wrong on it: its errors, the addresses that could not be fetched, and
+    those on other machines."""
 
     page: Page
     errors: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.page.on("console", lambda said: said.type == "error" and self.errors.append(said.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.lost.append(request.url))
         self.page.on("request", lambda request: self._note(request.url))
 
     def _note(self, address: str) -> None:
@@ -59,16 +63,28 @@ def launched() -> Iterator[Browser]:
         pytest.skip("no browser: install chromium, or run `playwright install chromium`")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=list(_FLAGS))
-        yield browser
-        browser.close()
+        try:
+            yield browser
+        finally:
+            browser.close()
 
 
 @contextmanager
 def visit(browser: Browser, *, width: int = 1280, height: int = 900, **options) -> Iterator[Visit]:
-    """A fresh page of its own profile; ``options`` are those of playwright's `new_context`."""
+    """A fresh page of its own profile; ``options`` are those of playwright's `new_context`.
+
+    Where its test fails a screenshot is kept.
+    """
     context = browser.new_context(viewport={"width": width, "height": height}, **options)
-    yield Visit(context.new_page())
-    context.close()
+    try:
+        page = context.new_page()
+        try:
+            yield Visit(page)
+        except Exception:
+            keep_failed(page)
+            raise
+    finally:
+        context.close()
 
 
 def barriers(page: Page, within: str | None = None) -> list[str]:
@@ -85,6 +101,13 @@ def barriers(page: Page, within: str | None = None) -> list[str]:
 def keep(page: Page, name: str) -> None:
     """Take a screenshot, to be looked at after the run."""
     page.screenshot(path=_artefacts() / f"{name}.png")
+
+
+def keep_failed(page: Page) -> None:
+    """Take a screenshot under the name of the running test, where the page still is."""
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition("::")[2].rpartition(" ")[0]
+    with suppress(Error):
+        keep(page, re.sub(r"[^\w.-]+", "-", f"failed-{test}").strip("-"))
 
 
 def note(what: str, value: float, unit: str) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from playwright.sync_api import Locator, expect
 from tests.browsers import Visit
 from tests.environments import run, unprivileged
 
+PATIENCE = 30  # seconds that a server has to end before it is killed
 # All cells are in the page, also those out of sight, and nothing is asked of the network.
 _SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -69,8 +70,17 @@ def serving(
             time.sleep(0.05)
         yield address[1]
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        _stop(server)
+
+
+def _stop(server: subprocess.Popen) -> None:
+    """End a server, which may have died by itself, and what it has started."""
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, end)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(PATIENCE)
+            return
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ build/screenshots, or where DLCOURSE_SCREENSHOTS says.
 
 import re
 import statistics
+from contextlib import closing
 from typing import NamedTuple
 
 import nbformat
@@ -77,12 +78,22 @@ class Ran(NamedTuple):
 @pytest.fixture(scope="module", params=COURSE.lessons, ids=lambda lesson: lesson.stem)
 def ran(request, lab, browser):
     lesson = request.param
-    with browsers.visit(browser) as visit:
-        notebook = Notebook(visit, lab.page(f"{lesson.stem}.ipynb"))
+    with (
+        browsers.visit(browser) as visit,
+        closing(Notebook(visit, lab.page(f"{lesson.stem}.ipynb"))) as notebook,
+    ):
         seconds = notebook.run_all(4 * lesson.seconds)
         browsers.note(f"{lesson.stem}, Run All", seconds, "s")
         yield Ran(lesson, notebook, notebook.content())
-        notebook.close()
+
+
+@pytest.fixture(autouse=True)
+def picture_of_a_failure(request):
+    """Of the notebook, which stays open for the next test. Other pages see to it themselves."""
+    before = request.session.testsfailed
+    yield
+    if request.session.testsfailed > before and "ran" in request.node.funcargs:
+        browsers.keep_failed(request.node.funcargs["ran"].notebook.page)
 
 
 def test_an_untouched_notebook_ends_clean_in_its_bands_and_in_time(ran, lab):
@@ -97,7 +108,8 @@ def test_an_untouched_notebook_ends_clean_in_its_bands_and_in_time(ran, lab):
     assert [record["name"] for record in records if not record["ok"]] == []
     said = notebook.page.locator(".jp-OutputArea-output").all_inner_texts()
     assert not [text for text in said if re.search("(?i)error (displaying|creating) widget", text)]
-    assert (notebook.visit.errors, notebook.visit.foreign) == ([], [])
+    visit = notebook.visit
+    assert (visit.errors, visit.foreign, visit.lost) == ([], [], [])
     # Run and saved, but not worked in: an update may replace it.
     notebook.save()
     assert not is_edited((lab.checkout / "course" / f"{ran.lesson.stem}.ipynb").read_bytes())
@@ -218,8 +230,10 @@ def test_what_checks_say_can_be_read_by_everybody(lab, browser):
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     messages = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
     nbformat.write(messages, lab.checkout / "course/messages.ipynb")
-    with browsers.visit(browser, height=2200) as visit:
-        notebook = Notebook(visit, lab.page("messages.ipynb"))
+    with (
+        browsers.visit(browser, height=2200) as visit,
+        closing(Notebook(visit, lab.page("messages.ipynb"))) as notebook,
+    ):
         notebook.run_all(300)
         for k, outcome in enumerate(OUTCOMES, 1):
             shown = notebook.cells.nth(k).locator(".jp-OutputArea-output")
@@ -228,7 +242,6 @@ def test_what_checks_say_can_be_read_by_everybody(lab, browser):
             notebook.use_theme(theme)
             browsers.keep(visit.page, f"messages-{theme.split()[-1].lower()}")
             assert browsers.barriers(visit.page, ".jp-OutputArea-output") == []
-        notebook.close()
 
 
 def test_the_start_page_opens_what_the_list_of_files_leaves_out(lab, browser):
@@ -274,9 +287,25 @@ def test_a_terminal_of_the_lab_knows_the_command(lab, browser):
         browsers.keep(visit.page, "terminal")
 
 
+def test_a_page_is_closed_and_pictured_where_its_test_fails(browser, tmp_path, monkeypatch):
+    monkeypatch.setenv("DLCOURSE_SCREENSHOTS", str(tmp_path))
+    with pytest.raises(AssertionError, match="so it is"), browsers.visit(browser) as visit:
+        raise AssertionError("so it is")
+    assert visit.page.is_closed() and visit.page.context not in browser.contexts
+    (picture,) = tmp_path.iterdir()
+    assert picture.name == "failed-test_a_page_is_closed_and_pictured_where_its_test_fails.png"
+
+
+def test_an_address_that_cannot_be_fetched_is_noted(browser):
+    with browsers.visit(browser) as visit:
+        visit.page.set_content("<img src='http://localhost:1/a.png'>")
+        expect(visit.page.locator("img")).to_have_js_property("complete", True)
+        assert visit.lost == ["http://localhost:1/a.png"]
+
+
 def test_the_terminal_shows_the_address_and_nothing_else(lab):
     """After all the kernels of this module; a warning there would only worry."""
     said = lab.log.read_text()
     assert said.startswith("Opening the course in JupyterLab")
     last = f"{lab.address.replace('localhost', '127.0.0.1')}\n"
-    assert said.partition(last)[2] == ""
+    assert said.endswith(last)
