@@ -358,6 +358,13 @@ def test_a_checkpoint_without_permission_is_to_be_kept(monkeypatch, stopped):
         trainings.fit(checkpoint=stopped)
 
 
+def test_a_folder_at_home_is_meant_so(monkeypatch, tmp_path):
+    """In a folder of this name below course/, it would be taken for a part of the course."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert Checkpoints("~/runs/first", {}).folder == tmp_path / "runs" / "first"
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"cannot be written to .*file.*name a folder"):
