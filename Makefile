@@ -19,7 +19,7 @@ setup: # the virtual environment; at once when it is up to date
 lab: setup ## set everything up and open the course in JupyterLab
 	@$(COURSE) lab $(ARGS)
 
-test: setup ## set everything up and run all tests
+test: setup ## set everything up and run all tests but those of Colab
 	@$(COURSE) test $(ARGS)
 
 test-colab: setup ## run all notebooks with the packages of Colab

@@ -20,6 +20,7 @@ from tensorflow_probability.substrates import jax as tfp
 from dlcourse_utils import checks, cli, lessons
 from dlcourse_utils.checks import engine, record, report
 from dlcourse_utils.errors import CourseError
+from tests.environments import ROOT
 
 tfd = tfp.distributions
 
@@ -182,6 +183,14 @@ def test_no_false_alarm_in_many_seeds(id):
         answer = RIGHT[id][seed % len(RIGHT[id])]
         found = engine.judge(spec, answer, seed=seed)
         assert found.outcome == engine.RIGHT, f"seed {seed}, {answer.__name__}: {found}"
+
+
+def test_the_page_says_how_the_checks_are_tested():
+    page = " ".join((ROOT / "course" / "how_the_checks_work.md").read_text("utf-8").split())
+    says = (
+        f"at least three right answers in other styles, which take turns at {SEEDS} random inputs"
+    )
+    assert says in page
 
 
 @pytest.mark.parametrize("id", IDS)

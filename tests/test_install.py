@@ -59,7 +59,7 @@ def test_make_sets_up_a_checkout(version: str, tmp_path: Path) -> None:
             with browsers.launched() as browser:
                 times = [seconds_to_see(clone, tmp_path / "lab.log", browser) for _ in range(3)]
             browsers.note("second `make lab`, to its list of notebooks", min(times), "s")
-            assert min(times) <= 8
+            assert min(times) <= 8  # 7.0 s on two free cores
         redo(clone)
 
 

@@ -161,6 +161,7 @@ def test_the_example_of_a_report_is_what_the_check_says():
 
 
 def test_what_the_page_says_of_all_checks_holds():
+    """How often they are tried is held to it in test_checks.py."""
     page = flat(read("course/how_the_checks_work.md"))
     assert "at least five" in page and f"{engine.TIME_LIMIT:.0f} seconds" in page
     assert min(len(engine.find(id).suspects) for id in EXERCISES) >= 5
@@ -191,18 +192,27 @@ def test_a_timetable_adds_up_to_the_minutes_of_the_lesson(lesson):
 @by_lesson
 @pytest.mark.parametrize("minutes", [45, 90])
 def test_a_shorter_plan_fits(lesson, minutes):
-    """Sections are named by number, exercises by id; the opening is never left out."""
+    """Sections are named by number, exercises by id; the opening is never left out. What the plan
+    goes on to say uses no other section, and what it says to leave out it has not counted."""
     page = read(f"course/{blocks.teaching_page(lesson)}.md")
-    found = re.search(
-        rf"## In {minutes} minutes\s+Sections ([^;]*);\s+exercises? ([^:]*):\s+(\d+) minutes", page
-    )
+    plan = " ".join(page.partition(f"## In {minutes} minutes\n")[2].partition("\n## ")[0].split())
+    found = re.match(r"Sections ([^;]*); exercises? ([^:]*): (\d+) minutes\.", plan)
     assert found, "Sections 1, 2; exercises NN.1, NN.2: 40 minutes."
+    counted = {*found[1].split(", "), *found[2].split(", ")}
     opening, *others = blocks.sections(lesson)
-    by_name = {section.title.partition(" · ")[0]: section.minutes for section in others}
-    total = opening.minutes + sum(by_name[name] for name in re.split(r",\s+", found[1]))
-    total += sum(lesson.exercises[id].minutes for id in re.split(r",\s+", found[2]))
+    every = {section.title.partition(" · ")[0]: section.minutes for section in others}
+    every |= {id: task.minutes for id, task in lesson.exercises.items()}
+    total = opening.minutes + sum(every[name] for name in counted)
     assert total == int(found[3])
     assert 0.8 * minutes <= total <= minutes
+    for sentence in re.split(r"(?<=[.!?]) ", plan[found.end() :].strip()):
+        numbers = re.findall(r"\bsections? (\d+(?:(?:, | and )\d+)*)", sentence)
+        named = set(re.findall(r"\d+", " ".join(numbers)))
+        if sentence.startswith("Leave out "):
+            named |= set(re.findall(r"\b\d\d\.\d\b", sentence))
+            assert not named & counted, sentence
+        else:
+            assert named <= counted, sentence
 
 
 @pytest.mark.parametrize("weights", [[1], [1, 1, 1], [0, 5, 2, 2], [0, 0], [3, 1000, 7]])
