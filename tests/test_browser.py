@@ -182,7 +182,14 @@ def test_typed_answers_are_judged_and_kept(ran, lab):
         browsers.keep(notebook.page, f"{ran.lesson.stem}-{name}")
 
     head = f"Exercise {slip.exercise} · "
-    answer(wrong, "wrong", f"{head}not yet right", *map(seen, suspect[2:]))
+    answer(
+        wrong,
+        "wrong",
+        f"{head}not yet right",
+        seen(suspect.says),
+        seen(suspect.why),
+        seen(suspect.next),
+    )
     answer(exercise.solution, "right", f"{head}right", seen(engine.find(slip.exercise).insight))
 
     notebook.restart()
