@@ -28,23 +28,29 @@ NOT_MEASURED = "not measured"
 
 # In a process of its own: JAX would take hold of the GPU that the lessons need.
 _CONDITIONS = """
-import jax, json, platform
+import jax, json, platform, sys
 from importlib.metadata import version
 versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "tfp-nightly"))
-print(json.dumps([jax.devices()[0].device_kind, f"Python {platform.python_version()}, {versions}"]))
+try:
+    device = jax.devices()[0].device_kind
+except AssertionError:  # all that JAX says where there is no such device
+    sys.exit("JAX finds no such device")
+print(json.dumps([device, f"Python {platform.python_version()}, {versions}"]))
 """
 
 Results = dict[str, Any]
 
 
 def main() -> int:
-    """Measure what is named and print the table; 1 if a lesson fails."""
+    """Measure what is named and print the table; 1 if a device or a lesson fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("backends", nargs="*", metavar="cpu|gpu", help="what to measure on")
     parser.add_argument("--lessons", nargs="+", metavar="NN", help="only these, for example 01 03")
     parser.add_argument("--cores", type=int, default=2, help="for the column of the CPU")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "gpu_table.json")
     options = parser.parse_args()
+    if options.cores < 1:
+        parser.error("a lesson needs at least one core.")
     if unknown := set(options.backends) - set(PLATFORMS):
         parser.error(f"there is no backend {unknown.pop()!r}: name cpu, gpu or both.")
     lessons = sorted((ROOT / "solutions").glob("[0-9][0-9]_*.py"))
@@ -54,22 +60,23 @@ def main() -> int:
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
     failed = False
     for backend in options.backends:
-        cores = options.cores if backend == "cpu" else None
+        cores = chosen_cores(options.cores if backend == "cpu" else None)
         conditions = conditions_of(backend, cores)
         if conditions is None:
-            print(f"JAX finds no {backend} here: its column stays as it is.", file=sys.stderr)
+            failed = True
             continue
-        column = results.setdefault(backend, {"lessons": {}})
-        column["conditions"] = conditions
         for path in chosen:
-            column["lessons"][path.stem] = measured = measure(path, backend, cores)
+            measured = measure(path, backend, cores)
             failed |= "seconds" not in measured
+            column = results.setdefault(backend, {})
+            # With each lesson, because the next may be measured on another machine.
+            column[path.stem] = measured | {"conditions": conditions}
             files.write(options.results, (json.dumps(results, indent=1) + "\n").encode())
     print(table(results, [path.stem for path in lessons]))
     return int(failed)
 
 
-def measure(path: Path, backend: str, cores: int | None = None) -> Results:
+def measure(path: Path, backend: str, cores: set[int] | None) -> Results:
     """Run a lesson as a plain script, without compiled code of earlier runs.
 
     Seconds and peak memory of the host in GB, both of the whole process; how many of the lesson's
@@ -85,7 +92,7 @@ def measure(path: Path, backend: str, cores: int | None = None) -> Results:
                 env=_environment(backend) | {"DLCOURSE_HOME": home},
                 stdout=stdout,
                 stderr=stderr,
-                preexec_fn=_only(cores),
+                preexec_fn=cores and (lambda: os.sched_setaffinity(0, cores)),
             )
             _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begin
@@ -105,21 +112,35 @@ def measure(path: Path, backend: str, cores: int | None = None) -> Results:
     }
 
 
-def conditions_of(backend: str, cores: int | None = None) -> str | None:
-    """The device, the versions and the date in one line; None where JAX finds no such device."""
+def chosen_cores(most: int | None) -> set[int] | None:
+    """The cores for the lessons, so many at most; None where the system does not keep to them."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    return set(sorted(os.sched_getaffinity(0))[:most])
+
+
+def conditions_of(backend: str, cores: set[int] | None) -> str | None:
+    """The device, the versions and the date in one line.
+
+    None where JAX does not start on such a device; what it says of it is on stderr then.
+    """
     done = subprocess.run(
         [sys.executable, "-c", _CONDITIONS],
-        env=_environment(backend),
+        # Of a filtered traceback the last line is about the filter.
+        env=_environment(backend) | {"JAX_TRACEBACK_FILTERING": "off"},
         capture_output=True,
         text=True,
     )
     if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        print(f"Nothing is measured on the {backend}: {said[-1]}", file=sys.stderr)
         return None
     device, versions = json.loads(done.stdout.splitlines()[-1])
     beside = f"{device}, " if backend == "gpu" else ""
-    count = min(cores or os.cpu_count(), os.cpu_count())
     machine = os.uname().machine.replace("_", "-")
-    return f"{beside}{count} core(s) of {machine}; {versions}; {date.today().isoformat()}"
+    count = f"{len(cores or range(os.cpu_count()))} core(s) of {machine}"
+    kept = "" if cores else ", not restricted"
+    return f"{beside}{count}{kept}; {versions}; {date.today().isoformat()}"
 
 
 def table(results: Results, lessons: list[str]) -> str:
@@ -132,12 +153,18 @@ def table(results: Results, lessons: list[str]) -> str:
         row = [lesson]
         for field, _ in columns:
             for backend in names:
-                found = results.get(backend, {}).get("lessons", {}).get(lesson)
+                found = results.get(backend, {}).get(lesson)
                 row.append(NOT_MEASURED if found is None else str(found.get(field, "failed")))
         rows.append(row)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     for backend, name in names.items():
-        lines += ["", f"{name}: {results.get(backend, {}).get('conditions', NOT_MEASURED)}."]
+        column = results.get(backend, {})
+        under: dict[str, list[str]] = {}
+        for lesson in filter(column.__contains__, lessons):
+            under.setdefault(column[lesson]["conditions"], []).append(lesson[:2])
+        for conditions, numbers in under.items() or [(NOT_MEASURED, [])]:
+            which = f", {' '.join(numbers)}" if len(under) > 1 else ""
+            lines += ["", f"{name}{which}: {conditions}."]
     return "\n".join(lines)
 
 
@@ -150,14 +177,6 @@ def _environment(backend: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "PYTHONUTF8": "1",
     }
-
-
-def _only(cores: int | None):
-    """A function that keeps a process to so many cores, where the system can."""
-    if not cores or not hasattr(os, "sched_setaffinity"):
-        return None
-    chosen = sorted(os.sched_getaffinity(0))[:cores]
-    return lambda: os.sched_setaffinity(0, chosen)
 
 
 if __name__ == "__main__":

@@ -257,8 +257,8 @@ def report(results: Results, starts: dict[tuple[str, int], float]) -> str:
         "samples per second, fastest round (median, slowest)",
         "million points per second through the denoiser, fastest",
         "start, s",
-        "told by 50 neighbours",
-        "told by a network",
+        "C2ST accuracy, 50-NN",
+        "C2ST accuracy, network",
     ]
     head = f"| sampler | {' | '.join(columns)} |\n{'|---' * (1 + len(columns))}|"
     cells = {setting: numbers(rounds, starts[setting]) for setting, rounds in results.items()}

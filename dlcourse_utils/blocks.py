@@ -87,13 +87,20 @@ def lab_list(lessons: Iterable[Lesson]) -> str:
 def ways_in(lessons: list[Lesson], repository: str, tag: str) -> str:
     """Three ways to begin; the first lesson stands for all."""
     first = lessons[0]
+    more = f"the [README]({repository}#start) has the lines for Windows and conda"
     rows = [
-        ["on your machine", f"`git clone {repository}`, then `make lab` in the new folder"],
+        ["on your machine", f"`git clone {repository}`, then `make lab` in the new folder; {more}"],
         ["only to read", f"{_solved(first)}, solved, with all figures"],
     ]
     if icon := badge(first.stem, repository, tag):
         rows.insert(0, ["nothing to install", f"{icon} opens lesson {first.number}"])
     return _table(["way", "how"], rows)
+
+
+def clone_lines(repository: str) -> str:
+    """How to get the course, as lines for any shell."""
+    folder = repository.rpartition("/")[2]
+    return f"```sh\ngit clone {repository}\ncd {folder}\n```"
 
 
 def front_figure(figure: Figure | None, folder: str = "", solutions: str = "../solutions/") -> str:

@@ -28,7 +28,7 @@ SITE = Path("build", "site")
 _THEME = Path(__file__).parent / "book_theme"
 # Its folder has MathJax 3; that all formulas are drawn takes this one file of it.
 _MATHJAX_PACKAGE, _MATHJAX = "sphinx-mathjax-offline", "tex-svg.js"
-_NEEDS = ("sphinx", "myst_nb", "pydata_sphinx_theme", _MATHJAX_PACKAGE)
+_NEEDS = ("sphinx", "myst_nb", "pydata_sphinx_theme", "sphinx_copybutton", _MATHJAX_PACKAGE)
 _KEYS = {"title", "author", "copyright", "only_build_toc_files", "execute", "sphinx"}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -25,6 +25,8 @@ NOTEBOOKS = "notebooks"
 _FOLDERS = ("course/", "solutions/")
 _LINK = re.compile(r"(?<=\]\()(?P<path>[^)\s:#]+)(?P<anchor>#[^)\s]*)?(?=\))")
 _BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\((?P<link>[^)]*)\)")
+# Terms get addresses of their own from Sphinx; other viewers of Markdown show nothing of these.
+_GLOSSARY = {"<!-- glossary -->": ":::{glossary}", "<!-- end of glossary -->": ":::"}
 
 
 def entries(toc: Any) -> Iterator[str]:
@@ -83,6 +85,8 @@ def linked(text: str, name: str, pages: set[str], course: Course) -> str:
             return match[0]  # a picture beside the page; or a mistake, which Sphinx reports
         return f"{course.repository}/blob/{course.tag}/{path}{anchor}"
 
+    for comment, directive in _GLOSSARY.items():
+        text = text.replace(comment, directive)
     return _LINK.sub(follow, _BADGE.sub(lambda match: _button(match["link"]), text))
 
 

@@ -106,7 +106,8 @@ def reset(number: str) -> str:
     copy = files.keep_copy(path) if path.exists() and is_edited(path.read_bytes()) else None
     files.write(path, dump(course.student(lesson)))
     kept = f"; your work is kept in course/{copy.name}" if copy else ""
-    return f"course/{path.name} is as new{kept}."
+    open_tab = "In an open tab choose File > Reload Notebook from Disk, and restart the kernel."
+    return f"course/{path.name} is as new{kept}.\n{open_tab}"
 
 
 def read_course() -> Course:

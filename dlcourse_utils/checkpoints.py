@@ -55,25 +55,28 @@ class Checkpoints:
         """The arrays and the record of the newest checkpoint; None where there is none.
 
         ``arrays``, a tree like the one that was saved, gives shapes, dtypes and devices.
-        Raises CheckpointError if the checkpoint is damaged or of another training.
+        Raises CheckpointError if the checkpoint is damaged, is of another training, or cannot be
+        read here: for lack of memory or of a permission, or by another version of orbax.
         """
         with self._manager() as manager:
             step = manager.latest_step()
             if step is None:
                 return None
+            place = self._place(step)
             damaged = CheckpointError(
-                f"The checkpoint {self._place(step)} is damaged: delete it, and the training goes "
-                "on from the one before it, or anew."
+                f"The checkpoint {place} is damaged: delete it, and the training goes on from the "
+                "one before it, or anew."
             )
-            # Of damaged files orbax would print a page of tracebacks.
-            checksum = self._place(step) / _CHECKSUM
-            if checksum.exists() and checksum.read_text() != _checksum(self._place(step)):
+            whole = _is_whole(place)
+            if whole is False:  # orbax would print a page of tracebacks
                 raise damaged
             try:
                 return self._read(manager, step, arrays)
             except CheckpointError:
                 raise
             except Exception as error:  # orbax, tensorstore and JSON each raise their own
+                if whole:
+                    raise _unreadable(place, error, "; its files are whole") from error
                 raise damaged from error
 
     def save(self, step: int, arrays: Any, record: Any) -> None:
@@ -85,9 +88,8 @@ class Checkpoints:
             try:
                 manager.save(step, args=items)
                 if jax.process_index() == 0:
-                    files.write(
-                        self._place(step) / _CHECKSUM, _checksum(self._place(step)).encode()
-                    )
+                    place = self._place(step)
+                    files.write(place / _CHECKSUM, _checksum_of_files(place))
             except (OSError, ValueError) as error:  # tensorstore says ValueError of a full disk
                 raise self._unwritable(error) from error
 
@@ -113,7 +115,8 @@ class Checkpoints:
         return self.folder / f"step_{step}"
 
     def _compare(self, there: dict[str, Any], here: dict[str, Any]) -> None:
-        for name in here | there:
+        # Shapes come first: they say more than the checksum of what the arrays hold.
+        for name in sorted(here | there, key=lambda name: name in self.settings):
             if there.get(name) != here.get(name):
                 raise CheckpointError(
                     f"The checkpoint in {self.folder} is of another training: `{name}` is "
@@ -130,20 +133,41 @@ class Checkpoints:
 
 def fingerprint(arrays: tuple[jax.Array, ...]) -> str:
     """Kinds of the arrays and a checksum of what is in them."""
-    checksum = 0
-    for array in arrays:
-        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
-    return f"{', '.join(map(_kind, arrays))} with checksum {checksum:08x}"
+    return f"{', '.join(map(_kind, arrays))} with {checksum(arrays)}"
 
 
-def _checksum(folder: Path) -> str:
+def checksum(tree: Any) -> str:
+    """In words, of what is in the arrays of a tree."""
+    found = 0
+    for array in jax.tree.leaves(tree):
+        found = zlib.crc32(np.ascontiguousarray(array).tobytes(), found)
+    return f"checksum {found:08x}"
+
+
+def _is_whole(place: Path) -> bool | None:
+    """Are the files of a checkpoint as they were written? None where no checksum was."""
+    written = place / _CHECKSUM
+    try:
+        return written.read_bytes() == _checksum_of_files(place) if written.exists() else None
+    except OSError as error:
+        raise _unreadable(place, error) from error
+
+
+def _unreadable(place: Path, error: Exception, known: str = "") -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint {place} cannot be read here ({first_line(error)}){known}: keep it, mend "
+        "that, and call again."
+    )
+
+
+def _checksum_of_files(folder: Path) -> bytes:
     """Of the names and the bytes of all files of a checkpoint."""
-    checksum = 0
+    found = 0
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != _CHECKSUM:
-            checksum = zlib.crc32(path.relative_to(folder).as_posix().encode(), checksum)
-            checksum = zlib.crc32(path.read_bytes(), checksum)
-    return f"{checksum:08x}"
+            found = zlib.crc32(path.relative_to(folder).as_posix().encode(), found)
+            found = zlib.crc32(path.read_bytes(), found)
+    return f"{found:08x}".encode()
 
 
 def _layout(arrays: Any) -> dict[str, str]:

@@ -4,9 +4,12 @@ Modules are imported in the command that needs them, so that `dlcourse --help` i
 """
 
 import argparse
+import logging
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,28 +22,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all is well, 2 with one sentence on stderr for expected trouble."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # an old Windows console has no tick mark
-    parser = _parser()
-    options, options.others = parser.parse_known_args(arguments)
-    if options.others and options.command not in (_lab, _test):
-        parser.error(f"unknown argument: {options.others[0]}")
     try:
-        return options.command(options) or 0
+        try:
+            return _called(arguments)
+        finally:
+            sys.stdout.flush()  # here, not at Python's end, a reader who has gone can be excused
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` does. Python would try once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         what = error.strerror or type(error).__name__
         where = f": {error.filename}" if error.filename else ""
-        print(f"{what}{where}: look at its rights and at the room on the disk.", file=sys.stderr)
+        todo = "look at the rights of the file and its folder, and at the room on the disk"
+        print(f"{what}{where}: {todo}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
+def _called(arguments: Sequence[str] | None) -> int:
+    parser = _parser()
+    options, options.others = parser.parse_known_args(arguments)
+    if options.others and options.command not in (_lab, _test):
+        parser.error(f"unknown argument: {options.others[0]}")
+    if options.command is None:
+        parser.print_help()
+        return 2
+    return options.command(options) or 0
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dlcourse", description=__doc__.splitlines()[0])
+    about = "Open the course, see where you stand, begin a lesson again, and what else it can do."
+    parser = argparse.ArgumentParser(prog="dlcourse", description=about)
+    parser.set_defaults(command=None)
     parser.add_argument("--version", action="version", version=f"dlcourse {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="")
+    commands = parser.add_subparsers(title="commands", metavar="command")
 
     def add(command, summary: str) -> argparse.ArgumentParser:
         name = command.__name__.strip("_")
@@ -65,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     add(_doctor, "look at what the course stands on, and say what to do")
     reset = add(_reset, "give a fresh student notebook and keep the old one beside it")
     reset.add_argument("lesson", help="its number, for example 01")
-    add(_progress, "show which exercises are done")
+    progress = add(_progress, "show which exercises are done")
+    progress.add_argument("lesson", nargs="?", help="its number; all lessons when none is given")
     return parser
 
 
@@ -87,6 +108,7 @@ def _lab(options: argparse.Namespace) -> None:
     # the server does not use; to find it absent is a case that jsonschema handles.
     sys.modules.setdefault("rfc3987_syntax", None)
     try:
+        from jupyter_server.services.contents.manager import ContentsManager
         from jupyterlab.labapp import LabApp
     except ImportError:
         raise CourseError("JupyterLab is missing: run `pip install 'dlcourse[lab]'`.") from None
@@ -95,9 +117,34 @@ def _lab(options: argparse.Namespace) -> None:
     # address is no warning. Kernels warn where the server could encrypt what they say and does not.
     quiet = ["--ServerApp.log_level=ERROR", "--LabApp.log_level=ERROR"]
     quiet.append("--KernelManager.transport_encryption=auto")
+    logging.getLogger("asyncio").addFilter(_is_trouble)
+    # Terminals and kernels of the lab find `dlcourse` without its folder: the server hands on PATH.
+    # Where it runs in no terminal, its own would be login shells, which often set PATH anew.
+    scripts = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
+    os.environ["PATH"] = os.pathsep.join(scripts)
+    if os.name != "nt":
+        shell = os.environ.get("SHELL") or "/bin/sh"
+        quiet.append(f"--ServerApp.terminado_settings={{'shell_command': [{shell!r}]}}")
     # In a container one often is root, and the server listens on this machine only.
     own = [f"--ServerApp.root_dir={course}", "--allow-root", *quiet]
-    LabApp.launch_instance([*own, *start, *options.others])
+    names = [*ContentsManager.hide_globs.default(), *_site_only(course)]
+    hide = [f"--ContentsManager.hide_globs={name}" for name in names]
+    LabApp.launch_instance([*own, *start, *hide, *options.others])
+
+
+def _site_only(course: Path) -> list[str]:
+    """Files of course/ that only the site needs: links open them, the lab's list of files would be
+    long with them. By name, so that a page that a student writes is in the list."""
+    toc = (course / "_toc.yml").read_text(encoding="utf-8")
+    pages = [f"{name}.md" for name in re.findall(r"course/(\w+)", toc)]
+    return [*pages, "_toc.yml", "front.png", "references.bib"]
+
+
+def _is_trouble(record: logging.LogRecord) -> bool:
+    """Not where a tab was closed while the server wrote to it: nobody awaits that write."""
+    from tornado.websocket import WebSocketClosedError
+
+    return not (record.exc_info and isinstance(record.exc_info[1], WebSocketClosedError))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -160,10 +207,10 @@ def _reset(options: argparse.Namespace) -> None:
     print(reset(options.lesson))
 
 
-def _progress(_: argparse.Namespace) -> None:
+def _progress(options: argparse.Namespace) -> None:
     from dlcourse_utils.checks import progress
 
-    progress()
+    progress(options.lesson)
 
 
 def _checkout() -> Path:

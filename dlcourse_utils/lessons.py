@@ -6,13 +6,16 @@ The sources (solutions/NN_name.py, packaged with the library) are the only copy 
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import linecache
 import re
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dlcourse_utils import paths
@@ -69,7 +72,7 @@ class Lesson:
     needs: str
     seconds: int
     cells: tuple[Cell, ...]
-    exercises: dict[str, Exercise]
+    exercises: Mapping[str, Exercise]
 
 
 def sources() -> list[Path]:
@@ -104,7 +107,8 @@ def find(name: str | int | Path) -> Path:
         if text == path.stem or number == path.stem[:2]:
             return path
     listed = ", ".join(p.stem for p in known) or "none yet"
-    raise CourseError(f"There is no lesson {text!r}; the lessons are: {listed}.")
+    kind = "exercise" if re.fullmatch(r"\d+\.\d+", text) else "lesson"
+    raise CourseError(f"There is no {kind} {text!r}; the lessons are: {listed}.")
 
 
 def load(name: str | int | Path) -> Lesson:
@@ -120,6 +124,8 @@ def load(name: str | int | Path) -> Lesson:
     return parse(text, path)
 
 
+# Checks ask for their lesson again and again, and reading one takes some 50 ms.
+@functools.lru_cache(maxsize=32)
 def parse(text: str, path: Path) -> Lesson:
     """Read a lesson from the text of its source; `path` names it and is not opened."""
     _check_name(path)
@@ -132,7 +138,7 @@ def parse(text: str, path: Path) -> Lesson:
         raise SourceError(path, cells[0].line, "a first cell without the title", f"{heading!r}")
     for cell in cells:
         _check_cell(cell, path)
-    exercises = _exercises(cells, path)
+    exercises = MappingProxyType(_exercises(cells, path))  # read-only, as all callers share it
     number = path.stem[:2]
     return Lesson(path, path.stem, number, **fields, cells=tuple(cells), exercises=exercises)
 
@@ -155,7 +161,7 @@ def reference(lesson: Lesson, upto: str | None = None) -> dict[str, Any]:
     Raises SourceError where a cell raises.
     """
     if upto is not None:
-        exercise(lesson, upto)
+        upto = exercise(lesson, upto).id
     # A real module: dataclasses and flax look up sys.modules[cls.__module__].
     module = types.ModuleType(f"dlcourse_lesson_{lesson.stem}")
     module.__file__ = str(lesson.path)
@@ -181,17 +187,18 @@ def stub_namespace(
     scope = dict(reference(lesson, upto=id) if namespace is None else namespace)
     name = f"<stub {id}>"
     linecache.cache[name] = (len(task.stub), None, task.stub.splitlines(True), name)
-    cell = next(c for c in lesson.cells if c.kind == "code" and c.exercise == id)
+    cell = next(c for c in lesson.cells if c.kind == "code" and c.exercise == task.id)
     _execute(task.stub, name, scope, lesson, cell)
     return scope
 
 
 def exercise(lesson: Lesson, id: str) -> Exercise:
-    """The exercise of that id. Raises CourseError, listing those that exist."""
-    if id not in lesson.exercises:
-        known = ", ".join(lesson.exercises) or "none"
-        raise CourseError(f"Lesson {lesson.number} has no exercise {id!r}; it has: {known}.")
-    return lesson.exercises[id]
+    """The exercise of that id, "01.2" or "1.2". Raises CourseError, listing those that exist."""
+    for name in (id, f"0{id}"):
+        if name in lesson.exercises:
+            return lesson.exercises[name]
+    known = ", ".join(lesson.exercises) or "none"
+    raise CourseError(f"Lesson {lesson.number} has no exercise {id!r}; it has: {known}.")
 
 
 def solution_text(id: str) -> str:

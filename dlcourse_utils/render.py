@@ -179,7 +179,10 @@ def _facts(lesson: Lesson, variant: Variant, repository: str, tag: str) -> str:
         facts.append(lesson.needs)
     if variant == "solution":
         facts.append("solved")
-    return f"{badge(lesson.stem, repository, tag)}\n\n*{' · '.join(facts)}*".strip()
+    colab = colab_link(lesson.stem, repository, tag)
+    # In words: the badge is a picture from the network, and a broken one without.
+    link = f"[Open in Colab]({colab})" if colab else ""
+    return f"{link}\n\n*{' · '.join(facts)}*".strip()
 
 
 def _objectives(lesson: Lesson) -> str:

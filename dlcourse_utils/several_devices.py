@@ -6,10 +6,11 @@ batch, and XLA adds the gradients up. Shapes and numbers stay those of one devic
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,15 +18,14 @@ from dlcourse_utils.errors import CourseError
 
 
 def mesh_for(batch: tuple) -> Mesh | None:
-    """The devices that share out a batch: as many of all as divide the rows of its first array.
+    """The devices that share out a batch: as many of all as divide its rows.
 
     ``batch`` may be shapes, as of `jax.eval_shape`. None where one device takes all rows; so it is
     inside ``with jax.default_device(...)``. Raises CourseError if a process would be left without
     work.
     """
     devices = jax.devices() if jax.config.jax_default_device is None else []
-    first = jax.tree.leaves(batch)[0]
-    rows = first.shape[0] if first.ndim else 1
+    rows = _rows(batch)
     count = max((n for n in range(1, len(devices) + 1) if rows % n == 0), default=1)
     if jax.process_count() > 1 and count < len(devices):
         raise CourseError(
@@ -48,14 +48,16 @@ def copy(tree: Any, mesh: Mesh | None) -> Any:
 def split(batch: Any, mesh: Mesh | None) -> Any:
     """The arrays of a batch, in a jitted function: each device computes its share of the rows.
 
-    Arrays without rows, or with a number of rows that does not come out even, are not shared out.
+    An array of another length, such as a key or a table, is whole on each of them; so are all where
+    the rows do not come out even.
     """
     if mesh is None:
         return batch
+    rows = _rows(batch)
 
     def one(array: jax.Array) -> jax.Array:
-        even = jnp.ndim(array) and array.shape[0] % mesh.size == 0
-        sharding = NamedSharding(mesh, P("rows") if even else P())
+        shared = np.shape(array)[:1] == (rows,) and rows % mesh.size == 0
+        sharding = NamedSharding(mesh, P("rows") if shared else P())
         return jax.lax.with_sharding_constraint(array, sharding)
 
     return jax.tree.map(one, batch)
@@ -64,3 +66,9 @@ def split(batch: Any, mesh: Mesh | None) -> Any:
 def first_copy(tree: Any, mesh: Mesh | None) -> Any:
     """The arrays that `copy` spread, as arrays on one device again."""
     return tree if mesh is None else jax.tree.map(lambda array: array.addressable_data(0), tree)
+
+
+def _rows(batch: tuple) -> int:
+    """The length that most arrays of a batch have, of equally many the largest; 1 where none is."""
+    lengths = Counter(np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.shape(leaf))
+    return max(lengths, key=lambda length: (lengths[length], length), default=1)

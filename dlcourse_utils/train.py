@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from IPython.display import display
 from jax.sharding import Mesh
 
 from dlcourse_utils import several_devices
-from dlcourse_utils.checkpoints import Checkpoints, fingerprint
+from dlcourse_utils.checkpoints import Checkpoints, checksum, fingerprint
 from dlcourse_utils.errors import CourseError
 
 Params = Any
@@ -89,16 +90,17 @@ def fit(
     reports without a better held-out loss and returns the best parameters.
 
     With ``checkpoint``, a folder of this training alone, the state is kept there at each report,
-    and a call with the same arguments goes on from it. All devices share out a batch; what is
-    returned is on the first.
+    and a call with the same arguments goes on from it. Not compared are ``loss``, ``optimizer`` and
+    a function ``data``: who changes one of them names another folder. All devices share out a
+    batch; what is returned is on the first.
 
     Raises `FitError` if the data do not fit together or the loss stops being a finite number; the
-    error keeps the last good parameters. Raises `CheckpointError` if the folder cannot be written,
-    is damaged or of another training.
+    error keeps the last good parameters. Raises `CheckpointError` if the folder cannot be written
+    or read, is damaged or of another training.
     """
-    for name, number in (("steps", steps), ("batch_size", batch_size), ("reports", reports)):
-        if not isinstance(number, int) or number < 1:
-            raise FitError(f"`{name}` must be a whole number of at least 1; got {number!r}.")
+    steps, reports = _whole("steps", steps), _whole("reports", reports)
+    batch_size = _whole("batch_size", batch_size)
+    patience = None if patience is None else _whole("patience", patience)
     draw = _simulator(data) if callable(data) else _sampler(batch_size)
     data = () if callable(data) else _checked(data, "data", None)
     if held_out is not None:
@@ -108,8 +110,9 @@ def fit(
     every = -(-steps // reports)
     kept = None
     if checkpoint is not None:
-        settings = {"label": label, "steps": steps, "batch_size": batch_size, "reports": reports}
-        settings |= {"patience": patience, "key": jax.random.key_data(key).tolist()}
+        settings = {"label": str(label), "key": jax.random.key_data(key).tolist()}
+        settings |= {"steps": steps, "batch_size": batch_size, "reports": reports}
+        settings |= {"patience": patience, "starting params": checksum(params)}
         settings |= {"data": fingerprint(data), "held_out": fingerprint(held_out or ())}
         kept = Checkpoints(checkpoint, settings)
 
@@ -156,8 +159,9 @@ def fit(
         test_loss = float(held_out_loss(params, *held_out)) if held_out is not None else np.nan
         if not np.isfinite(train_loss) or (held_out is not None and not np.isfinite(test_loss)):
             raise FitError(
-                f"The loss of {label} is {train_loss:.3g} at step {done} ({test_loss:.3g} on "
-                "held-out data): it has left the finite numbers. Check the sign of the loss and "
+                f"The loss of {label} is {train_loss:.3g} at step {done}"
+                + (f" ({test_loss:.3g} on held-out data)" if held_out is not None else "")
+                + ": it has left the finite numbers. Check the sign of the loss and "
                 "the scales of the model, then try a smaller learning rate."
                 + (" The error's `last_good` keeps the last good parameters." * bool(last_good)),
                 last_good,
@@ -180,6 +184,13 @@ def fit(
             break
     line.close()
     return _result(best_params if patience is not None else params, history, mesh)
+
+
+def _whole(name: str, number: Any) -> int:
+    """The number as one of Python's own, if it is whole and at least 1."""
+    if not isinstance(number, Integral) or number < 1:
+        raise FitError(f"`{name}` must be a whole number of at least 1; got {number!r}.")
+    return int(number)
 
 
 def _sampler(batch_size: int) -> Callable[[jax.Array, Batch], Batch]:

@@ -49,12 +49,15 @@ def verdict(
         raise ValueError(f"The verdict {name!r} has no band: give low, high or both.")
     value = float(value)
     low, high = (None if end is None else float(end) for end in (low, high))
-    ok = math.isfinite(value)
-    ok &= low is None or value >= low
-    ok &= high is None or value <= high
+    ok = _within(value, low, high)
     record = Verdict(name, value, low, high, unit, None if error is None else float(error), ok)
     _show(record)
     return record
+
+
+def _within(value: float, low: float | None, high: float | None) -> bool:
+    inside = (low is None or value >= low) and (high is None or value <= high)
+    return inside and math.isfinite(value)
 
 
 def band(record: Verdict) -> str:
@@ -69,9 +72,23 @@ def band(record: Verdict) -> str:
 def sentence(record: Verdict) -> str:
     """The verdict in plain text."""
     word = "✓ pass" if record.ok else "✗ fail"
-    error = "" if record.error is None else f" ± {record.error:.1g}"
     unit = f" {record.unit}" if record.unit else ""
-    return f"{word} · {record.name}: {record.value:.5g}{error}{unit} (band: {band(record)})"
+    return f"{word} · {record.name}: {_measured(record)}{unit} (band: {band(record)})"
+
+
+def _measured(record: Verdict) -> str:
+    """The value to two digits of its error, or to three of its own."""
+    value, error = record.value, record.error
+    text, tail = f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:#.3g}", ""
+    if error is not None:
+        tail = f" ± {error:.2g}"
+        if math.isfinite(error) and error > 0.0 and math.isfinite(value):
+            decimals = max(1 - math.floor(math.log10(error)), 0)
+            text, tail = f"{value:.{decimals}f}", f" ± {error:.{decimals}f}"
+    # Rounding must not carry a value across the end of its band.
+    texts = [text, *(f"{value:.{digits}g}" for digits in range(4, 17)), repr(value)]
+    honest = (t for t in texts if _within(float(t), record.low, record.high) is record.ok)
+    return next(honest) + tail
 
 
 def _show(record: Verdict) -> None:

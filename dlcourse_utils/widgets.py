@@ -21,6 +21,7 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from traitlets import Unicode
 
 from dlcourse_utils.datasets import two_moons
 from dlcourse_utils.exact import normalise
@@ -317,6 +318,16 @@ class SampleExplorer(Explorer):
         return f"A galaxy as seen, a posterior sample, this as seen, and the residual; {note}."
 
 
+class Picture(ipywidgets.Image):
+    """An image whose `tooltip` says what it shows, for those who do not see it.
+
+    ipywidgets has no other text for an image, and from version 8 reads the description first.
+    """
+
+    description = Unicode("").tag(sync=True)
+    tooltip = Unicode("").tag(sync=True)
+
+
 def explore_posterior(
     network: LogPosterior,
     exact: LogPosterior,
@@ -450,15 +461,17 @@ def _show(
     explorer.label(STILL)
     still = explorer.draw(values())
     explorer.label("")
-    picture = ipywidgets.Image(
-        value=explorer.draw(values()), format="png", layout={"max_width": "700px"}
-    )
+    picture = Picture(format="png", layout={"max_width": "700px"})
 
-    def redraw(_change) -> None:
+    def redraw(_change=None) -> None:
         picture.value = explorer.draw(values())
+        picture.tooltip = explorer.describe()
 
+    redraw()
     for slider in sliders:
         slider.observe(redraw, names="value")
+        if slider.has_trait("tooltip"):  # from ipywidgets 8, which shows "null" where none is set
+            slider.tooltip = slider.description
     box = ipywidgets.VBox([*sliders, picture])
     if get_ipython() is None:
         print(STILL)

@@ -940,7 +940,7 @@ verdict(
 # **Hubble, degraded.** Twelve galaxies of the COSMOS field brighter than magnitude 23.5 were seen by Hubble. We bring each to the resolution of this lesson, and take that for the truth (it has noise of its own, which sets a ceiling to the PSNR, and small stamps: outside of them nothing is known, and nothing is scored). Then we observe it with the telescope on the
 # ground. Nothing here was trained on a real galaxy.
 
-# %% alt="Rows of the twelve Hubble galaxies: as seen from the ground, the covariance Wiener filter, the learned prior, and the Hubble image, with the PSNR of the two methods written on each. The learned prior gains on most; on irregular galaxies it loses."
+# %% alt="Twelve Hubble galaxies in two blocks, with a row each: as seen from the ground, the covariance Wiener filter, the learned prior, and the Hubble image, with the PSNR of the two methods written on each. The learned prior gains on most; on irregular galaxies it loses."
 try:
     hst = real_galaxies.load_hst(limit=23.5)
     print(
@@ -970,7 +970,8 @@ if hst is not None:
             "prior": [f"{value:.1f} dB" for value in hst_psnr["prior"]],
             "seen": [f"{value:.1f} mag" for value in hst.magnitude],
         },
-        width=1.1,
+        width=1.45,
+        columns=6,
     )
 
     gain = np.asarray(hst_psnr["prior"] - hst_psnr["Wiener"])

@@ -1115,12 +1115,11 @@ for name, score in {"right": gaussian_score, "a": score_a, "b": score_b}.items()
 PIXELS, N_SKIES, N_DRAWS = 32, 6, 16
 holes = random_fields.mask(PIXELS)
 lumpy_power = random_fields.log_normal_power(random_fields.power(PIXELS))
-keys = jax.random.split(jax.random.key(28), 4)
+keys = jax.random.split(jax.random.key(28), 5)
 n_fields = N_SKIES * N_DRAWS
 gaussian = random_fields.simulate(keys[0], N_SKIES, random_fields.power(PIXELS))
 lumpy = random_fields.log_normal(gaussian)
-white = jax.random.normal(keys[1], (n_fields, PIXELS, PIXELS))
-skies = holes[None] * (lumpy + FIELD_NOISE * white[:N_SKIES])
+skies = holes[None] * (lumpy + FIELD_NOISE * jax.random.normal(keys[1], lumpy.shape))
 
 field_params = field_denoiser.load()
 
@@ -1154,7 +1153,7 @@ drawn, accepted = diffusion.run_chain(
         n_leapfrog=3,
     ),
     keys[3],
-    start_fields + lumpy_levels[0] * white[::-1],
+    start_fields + lumpy_levels[0] * jax.random.normal(keys[4], start_fields.shape),
     (lumpy_levels,),
     label="log-normal field",
 )

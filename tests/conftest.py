@@ -19,6 +19,11 @@ import pytest
 from dlcourse_utils import files, galaxy_prior, paths, registry, telescope
 
 _HOME = tempfile.mkdtemp(prefix="dlcourse-")
+# Kernels share what they compile, also those of another process of tests; these do not use it,
+# since jax is imported. A lesson is cold where it runs first.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ.get("DLCOURSE_HOME", _HOME) + "/jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["DLCOURSE_HOME"] = _HOME  # kernels inherit it: a person's progress is left alone
 os.environ["MPLBACKEND"] = "Agg"
 mpl.use("Agg")
@@ -71,9 +76,11 @@ def strict_ranks(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def leaves_globals_alone() -> Iterator[None]:
     """Fail a test that leaves jax.config or rcParams changed, and put them back."""
+    # Each look at jax.config.values makes the dictionary anew.
     config, style = dict(jax.config.values), dict(mpl.rcParams)
     yield
-    changed = [name for name, value in config.items() if jax.config.values[name] != value]
+    now = dict(jax.config.values)
+    changed = [name for name, value in config.items() if now[name] != value]
     changed += [name for name, value in style.items() if mpl.rcParams[name] != value]
     for name in changed:
         if name in config:

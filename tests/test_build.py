@@ -47,7 +47,7 @@ WRITTEN = {
     "solutions/01_tiny.py": TEXT,
     "pyproject.toml": PROJECT,
     "README.md": "# Course\n\n<!-- figure:begin -->\n<!-- figure:end -->\n"
-    f"{BEGIN}\n{END}\n\nEnd.\n",
+    f"<!-- clone:begin -->\n<!-- clone:end -->\n{BEGIN}\n{END}\n\nEnd.\n",
     "CITATION.cff": (ROOT / "CITATION.cff").read_text(encoding="utf-8"),
     "LICENSE": "Do what you like.\n",
     "LICENSE-text": "Say what you like.\n",
@@ -166,7 +166,7 @@ def test_markdown_is_rendered():
     notebook = json.loads(rendered(TEXT, "01_tiny", "student", *ADDRESS))
     texts = ["".join(cell["source"]) for cell in notebook["cells"]]
     title, objectives = texts[:2]
-    assert title.startswith("# The mean of three numbers\n\n[![Open in Colab](https://")
+    assert title.startswith("# The mean of three numbers\n\n[Open in Colab](https://")
     assert "github/example/course/blob/v1.2.3/course/01_tiny.ipynb" in title
     assert "*Densities · 8 minutes*" in title
     assert "- take a mean by hand" in objectives and "- a sum" in objectives
@@ -321,7 +321,7 @@ def test_pages_list_the_lessons(checkout, runs):
     assert "### [Densities](part_densities.md)" in index and "(../solutions/01_tiny.ipynb)" in index
     toc = yaml.safe_load((checkout / "course" / "_toc.yml").read_text(encoding="utf-8"))
     assert toc["format"] == "jb-book" and toc["root"] == "course/index"
-    first, last = toc["parts"]
+    first, _, last = toc["parts"]
     assert first == {
         "caption": "Densities",
         "chapters": [
@@ -329,7 +329,13 @@ def test_pages_list_the_lessons(checkout, runs):
             {"file": "solutions/01_tiny"},
         ],
     }
-    assert {"file": "course/instructors_01"} in last["chapters"]
+    assert last == {
+        "caption": "For instructors",
+        "chapters": [
+            {"file": "course/instructors", "title": "Overview"},
+            {"file": "course/instructors_01", "title": "Teaching lesson 01"},
+        ],
+    }
 
 
 def test_what_is_written_by_hand_stays(checkout, runs):
@@ -642,7 +648,9 @@ def test_reset_keeps_a_copy(checkout, runs):
     build()
     path = checkout / "course" / "01_tiny.ipynb"
     fresh = path.read_bytes()
-    assert reset("01") == "course/01_tiny.ipynb is as new."
+    said, open_tab = reset("01").splitlines()
+    assert said == "course/01_tiny.ipynb is as new."
+    assert "File > Reload Notebook from Disk" in open_tab and "restart the kernel" in open_tab
     mine = work_in(path)
     assert "your work is kept in course/01_tiny.mine-1.ipynb" in reset("1")
     assert path.read_bytes() == fresh

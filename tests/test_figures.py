@@ -414,6 +414,16 @@ def test_rows_of_stamps_share_one_stretch_per_fine_pixel(axes):
     assert_titles_do_not_meet()
 
 
+def test_stamps_go_on_below(axes):
+    seen, truth = stamps_of(5, 21), stamps_of(5, 63, 1)
+    deconvolution.stamps({"seen": seen, "truth": truth}, {"truth": [*"abcde"]}, columns=3)
+    *panels, _ = axes()
+    assert [panels[k].get_ylabel() for k in (0, 3, 6, 9)] == ["seen", "truth"] * 2
+    np.testing.assert_allclose(shown_in(panels[7]), seen[4] / 9, rtol=1e-5)
+    assert [[t.get_text() for t in ax.texts] for ax in panels[9:]] == [["d"], ["e"], []]
+    assert not panels[8].axison and not panels[11].axison
+
+
 def test_stretch_is_linear_where_it_is_faint_and_logarithmic_where_bright():
     norm = stamps.stretch(1000.0)
     assert norm(-1.0) == pytest.approx(0.0) and norm(1000.0) == pytest.approx(1.0)

@@ -289,7 +289,7 @@ def test_a_lesson_is_found(folder, name):
 
 @pytest.mark.parametrize("name", ["02", "nonsense", "", "02.1", "nowhere/01_tiny.py"])
 def test_a_lesson_that_is_not_there_gets_a_sentence(folder, name):
-    with pytest.raises(CourseError, match=r"There is no (lesson|file)"):
+    with pytest.raises(CourseError, match=r"There is no (lesson|exercise|file)"):
         lessons.load(name)
 
 

@@ -132,8 +132,9 @@ def test_everything_generated_is_up_to_date(capsys):
     assert problems == [], "\n".join(said)
 
 
-def test_pytest_runs_all_solutions():
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q"]
+def test_pytest_runs_all_solutions(pytestconfig):
+    assert "solutions" in pytestconfig.getini("testpaths")
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "solutions"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     for source in LESSONS:
         assert f"solutions/{source.stem}.ipynb::Cell 0" in done.stdout, done.stdout[-2000:]

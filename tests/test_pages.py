@@ -1,6 +1,9 @@
 """The pages that people read: what is generated is whole, what is written by hand is true."""
 
+import os
 import re
+import shutil
+import sys
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 import yaml
+from jupyter_server.services.contents.filemanager import FileContentsManager
 from jupyterlab.labapp import LabApp
 from jupyterlab_server import settings_utils
 from pybtex.database import parse_file
@@ -15,7 +19,7 @@ from pybtex.database import parse_file
 from dlcourse_utils import __version__, blocks, cli, lessons
 from dlcourse_utils.checks import engine, report
 from dlcourse_utils.lessons import SourceError
-from tests.environments import ROOT
+from tests.environments import ROOT, committed
 
 COURSE = ROOT / "course"
 LESSONS = [lessons.load(path) for path in lessons.sources()]
@@ -55,12 +59,11 @@ def test_links_lead_to_files(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_a_page_reads_as_plain_markdown(path):
-    """GitHub shows what only MyST understands as raw text: a fence of colons is all we use."""
+    """GitHub and JupyterLab show what only MyST understands as raw text."""
     text = path.read_text(encoding="utf-8")
     assert re.findall(r"^#+ .*", text, re.MULTILINE)[0].startswith("# ")
     assert not re.search(r"^(`{3,}|~{3,})\{|\{[a-z:]+\}`|^\([\w-]+\)=", text, re.MULTILINE)
-    fences = re.findall(r"^:::.*", text, re.MULTILINE)
-    assert fences == ([":::{glossary}", ":::"] if path.name == "glossary.md" else [])
+    assert ":::" not in text
     assert all(len(alt.split()) > 3 for alt in re.findall(r"(?<!\[)!\[([^]]*)\]", text))
 
 
@@ -108,6 +111,7 @@ def test_the_newest_change_is_that_of_this_version():
 def test_the_lab_opens_on_the_start_page_as_it_reads(monkeypatch):
     given = []
     monkeypatch.setattr(LabApp, "launch_instance", given.extend)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
     cli.main(["lab", "--no-browser"])
     options = dict(text.split("=", 1) for text in given if "=" in text)
     page = options["--LabApp.default_url"].removeprefix("/lab/tree/")
@@ -116,6 +120,30 @@ def test_the_lab_opens_on_the_start_page_as_it_reads(monkeypatch):
     assert not error
     viewers = overrides["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"]
     assert viewers == {"markdown": "Markdown Preview"}
+
+
+def test_the_list_of_files_in_the_lab_is_what_a_student_works_with(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(LabApp, "launch_instance", given.extend)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    cli.main(["lab"])
+    flag = "--ContentsManager.hide_globs="
+    hidden = [text.removeprefix(flag) for text in given if text.startswith(flag)]
+    manager = FileContentsManager(root_dir=str(tmp_path), hide_globs=hidden)
+    for name in (*(path.name for path in committed("course")), "notes.md", "old.pyc"):
+        (tmp_path / name).write_text("{}")
+    seen = {entry["name"] for entry in manager.get("")["content"]}
+    assert seen == {"START_HERE.md", "notes.md", *(f"{lesson.stem}.ipynb" for lesson in LESSONS)}
+
+
+def test_terminals_of_the_lab_know_the_command(monkeypatch):
+    """The start page names it alone, and nobody has activated the environment."""
+    scripts = Path(sys.executable).parent
+    elsewhere = [place for place in os.get_exec_path() if Path(place) != scripts]
+    monkeypatch.setenv("PATH", os.pathsep.join(elsewhere))
+    monkeypatch.setattr(LabApp, "launch_instance", lambda _: None)
+    cli.main(["lab", "--no-browser"])
+    assert Path(shutil.which("dlcourse")).parent == scripts
 
 
 # --- checks and teaching ----------------------------------------------------------------------
@@ -215,12 +243,12 @@ def test_a_lesson_too_short_for_its_sections_and_exercises_is_refused():
 
 def entries():
     """Term, definition and linked lessons of each entry of the glossary."""
-    body = re.search(r"(?s):::\{glossary\}\n\n(.*)\n\n:::\n$", read("course/glossary.md"))[1]
+    body = re.search(r"(?s)<!-- glossary -->\n\n(.*)\n\n<!-- end of", read("course/glossary.md"))[1]
     found = []
     for entry in body.split("\n\n"):
         match = re.fullmatch(r"(?s)\*\*(.+?)\*\*\n  (.+)\n  Lessons? (.+)\.", entry)
         assert match, entry
-        stems = re.findall(r"\[(\d\d)\]\(\.\./solutions/(\w+)\.ipynb\)", match[3])
+        stems = re.findall(r"\[(\d\d)\]\((\w+)\.ipynb\)", match[3])
         found.append((match[1], match[2], stems))
     return found
 

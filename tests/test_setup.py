@@ -12,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from dlcourse_utils import __version__, bootstrap, cli, env, paths
-from tests.environments import ROOT, committed, stored
+from tests.environments import ROOT, clean_environment, committed, stored
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -81,12 +81,12 @@ def test_no_path_of_one_machine_anywhere() -> None:
 
 def test_the_address_is_set_in_one_place() -> None:
     """Elsewhere it is generated: in course/, in notebooks, between the marks of the README."""
+    blocks = r"(?s)<!-- (\w+):begin -->.*?<!-- \1:end -->"
     short = PROJECT["urls"]["Repository"].removeprefix("https://github.com/")
     for path in TRACKED:
         generated = path.suffix == ".ipynb" or path.parent == ROOT / "course"
         if not generated and path != ROOT / "pyproject.toml":
-            text = re.sub(r"(?s)<!-- lessons:begin -->.*<!-- lessons:end -->", "", read(path))
-            assert short not in text, f"{path} has the address"
+            assert short not in re.sub(blocks, "", read(path)), f"{path} has the address"
 
 
 def read(path: Path) -> str:
@@ -203,6 +203,28 @@ def test_help_is_immediate_and_light() -> None:
         assert any(line.split()[:1] == [command] for line in shown)
 
 
+def test_without_a_word_there_is_help(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main([]) == 2
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: dlcourse [-h] [--version] command ...\n\nOpen the course")
+    assert "show which exercises are done" in shown
+    with pytest.raises(SystemExit):
+        cli.main(["rest", "01"])
+    assert "argument command: invalid choice: 'rest'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["data"], ["--help"]])
+def test_a_reader_who_has_seen_enough_is_no_trouble(words: list[str]) -> None:
+    """As with `| head`, whose end of the pipe is closed while the command writes."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "dlcourse_utils.cli", *words]
+    how = {"env": clean_environment(), "stderr": subprocess.PIPE, "text": True}
+    done = subprocess.run(command, cwd=ROOT, stdout=write, **how)
+    os.close(write)
+    assert (done.stderr, done.returncode) == ("", 141)
+
+
 def test_an_expected_trouble_is_one_sentence(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +246,8 @@ def test_a_file_that_cannot_be_written_is_one_sentence(
 
     monkeypatch.setattr("dlcourse_utils.build.reset", fail)
     assert cli.main(["reset", "01"]) == 2
-    assert capsys.readouterr().err.startswith("Permission denied: course/01.ipynb: look at ")
+    said = "Permission denied: course/01.ipynb: look at the rights of the file"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_ctrl_c_is_no_traceback(

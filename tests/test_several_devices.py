@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 import trainings
+from jax.sharding import PartitionSpec as P
 
 from dlcourse_utils import several_devices, train
 from dlcourse_utils.checkpoints import CheckpointError, Checkpoints
@@ -29,7 +30,11 @@ ATOL = 1e-5  # of sums in another order, after 200 steps; measured: 2.4e-7
 def begin(devices, *arguments):
     """`trainings.py` in a process of its own, with so many devices; warnings are errors there."""
     strict = ("-W", "error", "-W", "ignore:jax.core.pytype_aval_mappings")
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    # On a busy machine a device can wait long for the others: by default it gives up after 40 s.
+    flags = (
+        f"--xla_force_host_platform_device_count={devices} "
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    )
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = str(TESTS.parent)
     command = [sys.executable, *strict, TESTS / "trainings.py", *map(str, arguments)]
@@ -44,13 +49,25 @@ def alone():
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory):
-    """What four devices found, and the folder of the training that was killed there."""
+def stopped(tmp_path_factory):
+    """A folder with the checkpoints of steps 40 and 80; not to be changed."""
+    folder = tmp_path_factory.mktemp("stopped") / "checkpoint"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupted(monkeypatch, folder, 120)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(stopped, tmp_path_factory):
+    """What four devices found; the folder of `stopped` that they went on with until they were
+    killed, and the steps that they reported then."""
     folder = tmp_path_factory.mktemp("four")
+    shutil.copytree(stopped, folder / "checkpoint")
     with begin(4, folder) as process:
-        _, trouble = process.communicate()
+        printed, trouble = process.communicate()
     assert process.returncode == -signal.SIGKILL, trouble
-    return np.load(folder / "found.npz"), folder / "checkpoint"
+    steps = [int(line) for line in printed.splitlines() if line.isdigit()]
+    return np.load(folder / "found.npz"), folder / "checkpoint", steps
 
 
 @pytest.fixture(scope="module")
@@ -71,27 +88,27 @@ def two(tmp_path_factory):
 
 
 def test_four_devices_give_the_curve_of_one(four, alone):
-    found, _ = four
-    assert found["data_parts"] == 4
+    found, *_ = four
+    assert found["data_parts"].tolist() == [[48, 4], [600, 4]]  # rows of a batch, and held out
     np.testing.assert_allclose(found["data"], alone, rtol=0, atol=ATOL)
 
 
 def test_four_devices_simulate_the_batches_of_one(four):
-    found, _ = four
-    assert found["simulated_parts"] == 4
+    found, *_ = four
+    assert found["simulated_parts"].tolist() == [[48, 4], [600, 4]]
     one = trainings.numbers(trainings.fit(**trainings.SIMULATED))
     np.testing.assert_allclose(found["simulated"], one, rtol=0, atol=ATOL)
 
 
 def test_fifty_rows_are_shared_out_to_two_of_four_devices(four):
-    found, _ = four
-    assert found["uneven_parts"] == 2
+    found, *_ = four
+    assert found["uneven_parts"].tolist() == [[50, 2], [600, 2]]
     one = trainings.numbers(trainings.fit(**trainings.UNEVEN))
     np.testing.assert_allclose(found["uneven"], one, rtol=0, atol=ATOL)
 
 
 def test_orbax_is_loaded_only_for_a_checkpoint(four):
-    found, _ = four
+    found, *_ = four
     assert not found["orbax_is_loaded"]
 
 
@@ -110,17 +127,36 @@ def test_two_processes_refuse_a_batch_that_leaves_one_without_work(two):
 
 
 @pytest.mark.parametrize(
-    ("rows", "devices", "count"),
-    [((512,), 4, 4), ((512,), 3, 2), ((510,), 4, 3), ((509,), 4, None), ((), 4, None)],
+    ("shapes", "devices", "count"),
+    [
+        ([(512, 3), (512,)], 4, 4),
+        ([(512, 3), (512,)], 3, 2),
+        ([(510,), (7,)], 4, 3),
+        ([(509,)], 4, None),
+        ([(), (512, 3)], 4, 4),  # a number, and one array of rows
+        ([(2,), (512, 3)], 4, 4),  # a key of the old style first
+        ([(10_001,), (512, 3), (512,)], 4, 4),  # a table
+        ([()], 4, None),
+        ([], 4, None),
+    ],
 )
-def test_as_many_devices_as_divide_the_rows(monkeypatch, rows, devices, count):
+def test_as_many_devices_as_divide_the_rows(monkeypatch, shapes, devices, count):
     one = jax.devices()[0]
     monkeypatch.setattr(jax, "devices", lambda: [one] * devices)
     monkeypatch.setattr(several_devices, "Mesh", lambda devices, names: len(devices))
-    batch = (jax.ShapeDtypeStruct(rows, jnp.float32), jax.ShapeDtypeStruct((7,), jnp.float32))
+    batch = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
     assert several_devices.mesh_for(batch) == count
     with jax.default_device(one):  # chosen by the caller, who gets no other
         assert several_devices.mesh_for(batch) is None
+
+
+def test_what_has_no_rows_is_whole_on_each_device(monkeypatch):
+    monkeypatch.setattr(jax.lax, "with_sharding_constraint", lambda _, sharding: sharding.spec)
+    mesh = several_devices.Mesh(jax.devices()[:1], ("rows",))
+    x, y, table = jnp.ones((512, 3)), jnp.ones(512), jnp.ones((1024, 2))
+    found = several_devices.split((0.5, jax.random.PRNGKey(0), x, {"y": y, "table": table}), mesh)
+    whole, shared = P(), P("rows")
+    assert found == (whole, whole, shared, {"y": shared, "table": whole})
 
 
 # --- checkpoints -------------------------------------------------------------------------------
@@ -141,18 +177,19 @@ def interrupted(monkeypatch, folder, step, **changes):
             trainings.fit(checkpoint=folder, **changes)
 
 
+def untrained():
+    """The optimizer of the training, for where a step would be one too many."""
+
+    def no_step(*_):
+        raise AssertionError("there is nothing left to train")
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, trainings.STEPS))
+    return optax.GradientTransformation(optimizer.init, no_step)
+
+
 def steps_in(folder):
     """Steps of the whole checkpoints in a folder."""
     return sorted(int(path.name[5:]) for path in folder.iterdir() if path.name[5:].isdigit())
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    """A folder with the checkpoints of steps 40 and 80; not to be changed."""
-    folder = tmp_path_factory.mktemp("stopped") / "checkpoint"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        interrupted(monkeypatch, folder, 120)
-    return folder
 
 
 @pytest.fixture
@@ -167,26 +204,27 @@ def test_training_goes_on_to_the_same_numbers(folder, alone):
     np.testing.assert_array_equal(trainings.numbers(trainings.fit(checkpoint=folder)), alone)
 
 
+def test_four_devices_go_on_with_what_one_began(four):
+    _, killed, steps = four
+    assert steps == [80, 120, 160]
+    assert steps_in(killed) == [80, 120]
+
+
 def test_killed_in_a_write_on_four_devices_it_goes_on_on_one(four, alone, tmp_path, capsys):
-    _, killed = four
-    assert steps_in(killed) == [40, 80]
-    assert any(path.name.startswith("step_120.") for path in killed.iterdir())
+    _, killed, _ = four
+    assert any(path.name.startswith("step_160.") for path in killed.iterdir())
     folder = shutil.copytree(killed, tmp_path / "checkpoint")
-    result = trainings.numbers(trainings.fit(checkpoint=folder))
+    with trainings.told_steps():
+        result = trainings.numbers(trainings.fit(checkpoint=folder))
     np.testing.assert_allclose(result, alone, rtol=0, atol=ATOL)
     assert sorted(path.name for path in folder.iterdir()) == ["step_160", "step_200"]
-    assert capsys.readouterr().err == ""
+    printed, trouble = capsys.readouterr()
+    assert printed.split()[:3] == ["120", "160", "200"] and trouble == ""
 
 
 def test_what_two_processes_have_trained_is_read_by_one(two, alone):
-    def no_step(*_):
-        raise AssertionError("there is nothing left to train")
-
     _, folder = two
-    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, trainings.STEPS))
-    result = trainings.fit(
-        checkpoint=folder, optimizer=optax.GradientTransformation(optimizer.init, no_step)
-    )
+    result = trainings.fit(checkpoint=folder, optimizer=untrained())
     np.testing.assert_allclose(trainings.numbers(result), alone, rtol=0, atol=ATOL)
 
 
@@ -235,6 +273,10 @@ def test_a_loss_that_diverges_after_a_break_keeps_what_was_good(folder):
             {"params": trainings.start()[:2]},
             r"`params\[2\]\['b'\]` is float32\[1,2\] there and None here",
         ),
+        (
+            {"params": jax.tree.map(lambda array: array + 0.1, trainings.start())},
+            r"`starting params` is checksum \w{8} there and checksum \w{8} here",
+        ),
         ({"optimizer": optax.sgd(1e-3)}, r"`opt_state\[0\].count` is int32\[\] there and None"),
     ],
 )
@@ -269,17 +311,58 @@ def lose_the_arrays(step):
     shutil.rmtree(step / "arrays")
 
 
+def spoil_the_checksum(step):
+    (step / "checksum.txt").write_bytes(b"\xff\xfe")  # no text
+
+
 @pytest.mark.parametrize(
-    "spoil", [spoil_the_note, spoil_the_note_unnoticed, flip_a_byte, cut_in_half, lose_the_arrays]
+    "spoil",
+    [
+        spoil_the_note,
+        spoil_the_note_unnoticed,
+        flip_a_byte,
+        cut_in_half,
+        lose_the_arrays,
+        spoil_the_checksum,
+    ],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_does(folder, spoil, alone):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_does(monkeypatch, folder, spoil):
     newest = folder / "step_80"
     spoil(newest)
     with pytest.raises(CheckpointError, match=f"{newest} is damaged: delete it"):
         trainings.fit(checkpoint=folder)
-    if spoil is flip_a_byte:
-        shutil.rmtree(newest)
-        np.testing.assert_array_equal(trainings.numbers(trainings.fit(checkpoint=folder)), alone)
+    shutil.rmtree(newest)
+    interrupted(monkeypatch, folder, 40, optimizer=untrained())  # as soon as it is read
+
+
+def test_a_whole_checkpoint_that_cannot_be_read_is_to_be_kept(monkeypatch, stopped):
+    """The files are as they were written: what fails is the machine, or another orbax."""
+
+    def restore(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile allocating")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", restore)
+    sentence = r"step_80 cannot be read here \(RuntimeError: RESOURCE_EXHAUSTED: Out of memory\); "
+    with pytest.raises(CheckpointError, match=f"{sentence}its files are whole: keep it, mend that"):
+        trainings.fit(checkpoint=stopped)
+
+
+def test_a_checkpoint_without_permission_is_to_be_kept(monkeypatch, stopped):
+    """A superuser, as in a container, is let in all the same: the answer is put in."""
+
+    def read_bytes(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", read_bytes)
+    with pytest.raises(CheckpointError, match=r"cannot be read here \(Perm.*denied.*\): keep it"):
+        trainings.fit(checkpoint=stopped)
+
+
+def test_a_folder_at_home_is_meant_so(monkeypatch, tmp_path):
+    """In a folder of this name below course/, it would be taken for a part of the course."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert Checkpoints("~/runs/first", {}).folder == tmp_path / "runs" / "first"
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
@@ -292,6 +375,18 @@ def test_a_missing_orbax_is_said(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     with pytest.raises(CheckpointError, match="run `pip install orbax-checkpoint`, or leave"):
         trainings.fit(checkpoint=tmp_path, steps=1)
+
+
+def test_numbers_of_numpy_and_a_path_as_label_are_written_as_they_are_compared(tmp_path):
+    """After one report without a better loss it ends: nothing is learned at this rate."""
+    numbers = {"steps": 40, "batch_size": 8, "reports": 4, "patience": 1}
+    changes = {name: np.int64(number) for name, number in numbers.items()}
+    changes |= {"label": Path("one"), "checkpoint": tmp_path}
+    changes |= {"optimizer": optax.sgd(1e-30)}
+    whole = trainings.fit(**changes)
+    assert whole.history.step.tolist() == [10, 20]
+    again = trainings.fit(**changes | numbers | {"label": "one"})
+    np.testing.assert_array_equal(trainings.numbers(again), trainings.numbers(whole))
 
 
 def test_other_things_in_the_folder_stay(tmp_path):

@@ -83,6 +83,37 @@ def test_a_lesson_shows_its_formulas_and_moves_without_a_kernel(browser, address
         assert (visit.errors, visit.foreign) == ([], [])
 
 
+@pytest.mark.parametrize("look", LOOKS)
+def test_code_is_copied_with_the_keyboard(browser, address, look):
+    (lesson,) = (lesson for lesson in COURSE.lessons if lesson.stem == "03_realnvp")
+    exercise = lesson.exercises["03.1"]
+    clipboard = ["clipboard-read", "clipboard-write"]
+    with browsers.visit(browser, permissions=clipboard, **LOOKS[look]) as visit:
+        page = visit.page
+        page.goto(f"{address}/03_realnvp.html")
+        stub, solution, *_ = page.locator(".exercise").first.locator(".copybtn").all()
+        expect(solution).to_be_hidden()  # folded
+        stub.press("Enter")
+        expect(stub).to_have_attribute("data-tooltip", "Copied!")
+        assert page.evaluate("navigator.clipboard.readText()").strip() == exercise.stub.strip()
+        page.keyboard.press("Tab")
+        summary = page.get_by_text("Solution of exercise 03.1")
+        expect(summary).to_be_focused()
+        summary.press("Enter")
+        solution.press("Enter")
+        expect(solution).to_have_attribute("data-tooltip", "Copied!")
+        expect(solution).to_be_focused()
+        assert page.evaluate("navigator.clipboard.readText()").strip() == exercise.solution.strip()
+        browsers.keep(page, f"site-copied-{look.replace(', ', '-')}")
+        expect(solution).to_have_accessible_name("Copy to clipboard")  # once more
+        browsers.keep(page, f"site-copy-{look.replace(', ', '-')}")
+        assert (visit.errors, visit.foreign) == ([], [])
+        assert browsers.barriers(page) == []
+        outputs = page.locator(".cell_output div.highlight")
+        assert outputs.count() > 0
+        expect(outputs.locator(".copybtn")).to_have_count(0)
+
+
 def test_search_finds_a_term(browser, address):
     with browsers.visit(browser) as visit:
         visit.page.goto(f"{address}/search.html?q=Tweedie")

@@ -132,7 +132,8 @@ def test_a_loss_that_is_never_finite_keeps_nothing(data, start):
             optimizer=optax.sgd(0.1),
             steps=4,
         )
-    assert caught.value.last_good is None and "last_good" not in str(caught.value)
+    assert caught.value.last_good is None
+    assert "last_good" not in str(caught.value) and "held-out" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +159,12 @@ def test_bad_held_out_data_are_refused(data, start):
         fit(loss, start, data, patience=2, **common)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": -1}, {"reports": 2.5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"batch_size": -1}, {"reports": 2.5}, {"patience": 0}, {"patience": "3"}],
+)
 def test_bad_numbers_are_refused(data, start, wrong):
-    common = {"key": KEY, "optimizer": optax.sgd(0.1), "steps": 1} | wrong
+    common = {"key": KEY, "optimizer": optax.sgd(0.1), "steps": 1, "held_out": data} | wrong
     with pytest.raises(FitError, match=f"`{next(iter(wrong))}` must be a whole number"):
         fit(loss, start, data, **common)
 

@@ -38,9 +38,27 @@ def test_a_verdict_without_a_band_is_refused():
         verdict("gap", 1.0)
 
 
-def test_sentence():
-    record = verdict("gap", 0.00123, high=0.01, unit="nats", error=0.0003)
-    assert sentence(record) == "✓ pass · gap: 0.00123 ± 0.0003 nats (band: at most 0.01)"
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (0.0012345, 0.00031, "0.00123 ± 0.00031"),
+        (0.0012345, None, "0.00123"),
+        (2.8362e-7, None, "2.84e-07"),
+        (1.0003, None, "1.00"),
+        (1193.6, None, "1194"),
+        (-2.8362, 0.47, "-2.84 ± 0.47"),
+        (-283.62, 47.0, "-284 ± 47"),
+        (-0.5, 0.0, "-0.500 ± 0"),
+        (0.01004, 0.0031, "0.01004 ± 0.0031"),  # 0.0100 would be inside
+        (0.010001, None, "0.010001"),
+        (float("nan"), 0.1, "nan ± 0.1"),
+        (0.001, float("nan"), "0.00100 ± nan"),
+    ],
+)
+def test_sentence(value, error, said):
+    record = verdict("gap", value, high=0.01, unit="nats", error=error)
+    word = "✓ pass" if record.ok else "✗ fail"
+    assert sentence(record) == f"{word} · gap: {said} nats (band: at most 0.01)"
 
 
 def test_mean_with_error():

@@ -1,7 +1,7 @@
 """One small training, for tests that compare it on one device, on several and after a break.
 
-As a program, `python trainings.py FOLDER` trains on all devices and is killed while it writes a
-checkpoint; `python trainings.py FOLDER RANK PORT` is one of two processes.
+As a program, `python trainings.py FOLDER` trains on all devices, goes on with the checkpoint there
+and is killed while it writes one; `python trainings.py FOLDER RANK PORT` is one of two processes.
 """
 
 import os
@@ -18,7 +18,7 @@ import optax
 from dlcourse_utils import train
 from dlcourse_utils.errors import CourseError
 
-STEPS, KILLED_AT = 200, 120
+STEPS, KILLED_AT = 200, 160
 
 
 def simulate(key, rows=48):
@@ -72,16 +72,25 @@ def numbers(result):
 
 
 def shares(**changes):
-    """What `numbers` gives, and into how many parts the rows of a batch came."""
-    parts = []
+    """What `numbers` gives, and for each number of rows the parts into which they came, sorted."""
+    parts = set()
 
     def watched(params, x, y):
-        jax.debug.inspect_array_sharding(x, callback=lambda s: parts.append(len(s.device_set)))
+        def note(sharding):
+            # The number of devices would not do: an array is on all of them also as a copy.
+            parts.add((x.shape[0], x.shape[0] // sharding.shard_shape(x.shape)[0]))
+
+        jax.debug.inspect_array_sharding(x, callback=note)
         return loss(params, x, y)
 
     result = fit(loss=watched, **changes)
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(result.params))
-    return numbers(result), max(parts)
+    return numbers(result), sorted(parts)
+
+
+def told_steps():
+    """From here on a training prints the steps that it reports, in the place of their losses."""
+    return mock.patch.object(train._Line, "update", lambda _, done, *__: print(done, flush=True))
 
 
 def killed_while_it_writes(step):
@@ -104,7 +113,7 @@ def several(folder):
     found["uneven"], found["uneven_parts"] = shares(**UNEVEN)
     found["orbax_is_loaded"] = "orbax" in sys.modules
     np.savez(folder / "found.npz", **found)
-    with killed_while_it_writes(KILLED_AT):
+    with killed_while_it_writes(KILLED_AT), told_steps():
         fit(checkpoint=folder / "checkpoint")
 
 

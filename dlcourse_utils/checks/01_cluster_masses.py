@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jax.scipy.special import logsumexp
 from tensorflow_probability.substrates import jax as tfp
 
 from .engine import Misfit, Spec, Suspect
+from .tools import to_compile
 
 tfd = tfp.distributions
 
@@ -25,6 +28,8 @@ def _m_sigma_cases(rng):
     return {
         "tight": sample(1000, 2.7, 0.15),
         "wide": sample(1000, 2.0, 0.5),
+        # So few that n and n - 1 differ; so tight that in the scatter they do not.
+        "few": sample(60, 2.7, 0.02),
         # As many as in the lesson, where single precision begins to matter.
         "many": sample(600_000, 2.0, 0.3),
     }
@@ -48,24 +53,40 @@ def _m_sigma_parts(sigma, mass):
     return np.array([slope, intercept, jnp.std(residual)])
 
 
-def _natural_log(sigma, mass):
-    slope, intercept, residual = _line(jnp.log(sigma), jnp.log(mass))
-    return slope, intercept, jnp.std(residual)
+def _on(of_sigma, of_mass):
+    """The right line and scatter of other functions of the two arguments."""
+
+    def wrong(sigma, mass):
+        slope, intercept, residual = _line(of_sigma(sigma), of_mass(mass))
+        return slope, intercept, jnp.std(residual)
+
+    return wrong
 
 
-def _mean_distance(sigma, mass):
-    slope, intercept, residual = _line(jnp.log10(sigma), jnp.log10(mass))
-    return slope, intercept, jnp.mean(jnp.abs(residual))
+def _with_slope(change):
+    """Another slope, and the intercept and the scatter that follow from it."""
+
+    def wrong(sigma, mass):
+        u, v = jnp.log10(sigma), jnp.log10(mass)
+        slope = change(_line(u, v)[0], u, v)
+        intercept = v.mean() - slope * u.mean()
+        return slope, intercept, jnp.std(v - (slope * u + intercept))
+
+    return wrong
 
 
-def _no_log(sigma, mass):
-    slope, intercept, residual = _line(sigma, mass)
-    return slope, intercept, jnp.std(residual)
+def _through_origin(sigma, mass):
+    u, v = jnp.log10(sigma), jnp.log10(mass)
+    slope = jnp.sum(u * v) / jnp.sum(u**2)
+    return slope, 0.0, jnp.std(v - slope * u)
 
 
-def _variance(sigma, mass):
-    slope, intercept, residual = _line(jnp.log10(sigma), jnp.log10(mass))
-    return slope, intercept, jnp.var(residual)
+def _with_scatter(of_residual):
+    def wrong(sigma, mass):
+        slope, intercept, residual = _line(jnp.log10(sigma), jnp.log10(mass))
+        return slope, intercept, of_residual(residual)
+
+    return wrong
 
 
 def _swapped(sigma, mass):
@@ -77,11 +98,6 @@ def _inverted(sigma, mass):
     slope, intercept, _ = _line(jnp.log10(mass), jnp.log10(sigma))
     a, b = 1 / slope, -intercept / slope
     return a, b, jnp.std(jnp.log10(mass) - (a * jnp.log10(sigma) + b))
-
-
-def _standard_error(sigma, mass):
-    slope, intercept, residual = _line(jnp.log10(sigma), jnp.log10(mass))
-    return slope, intercept, jnp.std(residual) / jnp.sqrt(len(residual))
 
 
 def _scatter_of_masses(sigma, mass):
@@ -98,26 +114,85 @@ _M_SIGMA = Spec(
     # standard deviation with n - 2 in place of n = 1000 is right as well, and 0.0005 larger.
     atol={"slope": 2e-4, "intercept": 6e-4, "scatter": 8e-4},
     rtol=0.0,
+    late={"many": "single_precision"},
     insight="A scatter in dex is a factor: 0.3 dex means that one mass in three is off by more "
     "than a factor of two.",
     suspects=(
         Suspect(
             "natural_log",
-            _natural_log,
+            _on(jnp.log, jnp.log),
             "You used the natural logarithm.",
             "Masses and scatters are in dex, which are powers of ten: ln is 2.303 times larger.",
             "Use `jnp.log10`.",
         ),
         Suspect(
             "no_log",
-            _no_log,
+            _on(lambda sigma: sigma, lambda mass: mass),
             "You fitted a line to σ and M themselves.",
             "M grows as a power of σ: that is a straight line in the logarithms only.",
             "Take `jnp.log10` of both arguments first.",
         ),
         Suspect(
+            "no_log_of_mass",
+            _on(jnp.log10, lambda mass: mass),
+            "You took the logarithm of σ, but not of M.",
+            "M grows as a power of σ: that is a straight line if both are logarithms.",
+            "Take `jnp.log10` of the masses too.",
+        ),
+        Suspect(
+            "natural_log_of_sigma",
+            _on(jnp.log, jnp.log10),
+            "The logarithm of σ is the natural one, that of M is to base 10.",
+            "The slope comes out smaller by ln 10 = 2.303, and the next cells multiply it with "
+            "log10 σ.",
+            "Use `jnp.log10` for both.",
+        ),
+        Suspect(
+            "natural_log_of_mass",
+            _on(jnp.log10, jnp.log),
+            "The logarithm of M is the natural one, that of σ is to base 10.",
+            "Masses and scatters are in dex, which are powers of ten: ln is 2.303 times larger.",
+            "Use `jnp.log10` for both.",
+        ),
+        Suspect(
+            "scatter_in_nats",
+            _with_scatter(lambda residual: jnp.log(10.0) * jnp.std(residual)),
+            "The scatter is 2.303 times too large: that is ln 10, so it is in natural logarithms.",
+            "A scatter in dex is a power of ten: 0.3 dex are a factor of two.",
+            "Take the residuals of `jnp.log10(mass)`.",
+        ),
+        Suspect(
+            "through_origin",
+            _through_origin,
+            "Your line goes through the origin.",
+            "σ = 1 km/s does not mean M = 1 Msun: the line has an intercept of its own.",
+            "Subtract the means of log10 σ and log10 M before you take the slope.",
+        ),
+        Suspect(
+            "other_divisor",
+            _with_slope(lambda slope, u, v: slope * len(u) / (len(u) - 1)),
+            "The covariance is divided by n - 1, the variance by n.",
+            "`jnp.cov` divides by n - 1 unless told otherwise, `jnp.var` and `jnp.mean` by n: the "
+            "slope is too large by n/(n - 1).",
+            "Use the same divisor for both, such as `jnp.cov(u, v, bias=True)` with `jnp.var(u)`.",
+        ),
+        Suspect(
+            "over_deviation",
+            _with_slope(lambda slope, u, v: slope * jnp.std(u)),
+            "The covariance is divided by the standard deviation of log10 σ, not by its variance.",
+            "A slope is dex over dex, a covariance dex squared.",
+            "Divide by `jnp.var`.",
+        ),
+        Suspect(
+            "correlation",
+            _with_slope(lambda slope, u, v: slope * jnp.std(u) / jnp.std(v)),
+            "The slope is the correlation coefficient.",
+            "That says how tight the relation is, between -1 and 1, and not how steep.",
+            "Divide the covariance by the variance of log10 σ alone.",
+        ),
+        Suspect(
             "variance",
-            _variance,
+            _with_scatter(jnp.var),
             "The scatter is a variance, not a standard deviation.",
             "A variance has the unit dex squared and cannot be read as an error bar.",
             "Take the square root, or `jnp.std` for `jnp.var`.",
@@ -139,7 +214,7 @@ _M_SIGMA = Spec(
         ),
         Suspect(
             "standard_error",
-            _standard_error,
+            _with_scatter(lambda residual: jnp.std(residual) / jnp.sqrt(len(residual))),
             "The scatter is divided by the root of n.",
             "That is the error of the mean line. A new cluster scatters by the full standard "
             "deviation, however many were used in the fit.",
@@ -147,7 +222,7 @@ _M_SIGMA = Spec(
         ),
         Suspect(
             "mean_distance",
-            _mean_distance,
+            _with_scatter(lambda residual: jnp.mean(jnp.abs(residual))),
             "The scatter is the mean distance from the line.",
             "For a normal law that is 0.80 standard deviations.",
             "Use `jnp.std` of the residuals.",
@@ -156,9 +231,12 @@ _M_SIGMA = Spec(
             "single_precision",
             _single_precision_polyfit,
             "The line is right for 1,000 clusters and wrong for 600,000.",
-            "`jnp.polyfit` works in single precision and, for many points, drops the smaller of "
-            "two singular values as if it were rounding.",
-            "Use the covariance over the variance, or `np.polyfit` in double precision.",
+            "Your formula is right, but JAX computes in single precision. Sums of many squares "
+            "lose the digits that matter, and `jnp.polyfit` and `lstsq` drop the smaller of two "
+            "singular values as if it were rounding.",
+            "Subtract the mean of log10 σ, then take the covariance over the variance. Or fit in "
+            "double precision: `import numpy as np; np.polyfit(np.log10(np.asarray(sigma, float)), "
+            "np.log10(np.asarray(mass, float)), 1)`.",
         ),
         Suspect(
             "swapped_results",
@@ -254,6 +332,14 @@ _MSE = Spec(
             "Leave out the factor 1/2.",
         ),
         Suspect(
+            "variance",
+            lambda f, m: jnp.var(_difference(f, m)),
+            "This is the variance of the differences.",
+            "Their mean is subtracted first, so a network that is off by 1 dex everywhere has a "
+            "loss of zero.",
+            "Use `jnp.mean` of the squares.",
+        ),
+        Suspect(
             "per_cluster",
             lambda f, m: _difference(f, m) ** 2,
             "You return one squared error for each cluster.",
@@ -296,6 +382,11 @@ def _log_prob_of(function, arguments):
     return density.log_prob(_MASSES[:, None])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _mixture_gradient(function, outputs):
+    return jax.grad(lambda x: function(x).log_prob(_MASSES[:1, None]).sum())(outputs)
+
+
 def _blocks(outputs):
     return jnp.split(outputs, 3, axis=-1)
 
@@ -331,11 +422,14 @@ def _interleaved(outputs):
     return _assemble(grouped[..., 0], grouped[..., 1], grouped[..., 2])
 
 
-def _unscaled_mean(outputs):
-    a, b, c = _blocks(outputs)
-    return tfd.MixtureSameFamily(
-        tfd.Categorical(logits=a), tfd.Normal(b, _FLOOR + _SCALE * nn.softplus(c))
-    )
+def _with_mean(mean):
+    def wrong(outputs):
+        a, b, c = _blocks(outputs)
+        return tfd.MixtureSameFamily(
+            tfd.Categorical(logits=a), tfd.Normal(mean(b), _FLOOR + _SCALE * nn.softplus(c))
+        )
+
+    return wrong
 
 
 _MIXTURE = Spec(
@@ -345,9 +439,9 @@ _MIXTURE = Spec(
     evaluate=_log_prob_of,
     atol=2e-3,
     rtol=1e-4,
-    gradient=lambda f, case: jax.jit(jax.grad(lambda x: f(x).log_prob(_MASSES[:1, None]).sum()))(
-        *case
-    ),
+    gradient=lambda f, case: _mixture_gradient(to_compile(f), *case),
+    example="Try outputs that are all zero: the density is then that of one normal law, with mean "
+    "14.2 and scale 0.01 + 0.6 ln 2 = 0.426.",
     insight="Softmax and softplus turn any real outputs into a valid density, so the optimiser "
     "needs no constraints.",
     suspects=(
@@ -431,10 +525,39 @@ _MIXTURE = Spec(
         ),
         Suspect(
             "unscaled_mean",
-            _unscaled_mean,
+            _with_mean(lambda b: b),
             "The means are b, without the centre and the spread of the masses.",
             "The untrained density then sits at m = 0, 14 dex from the data.",
             "Use `MASS_CENTRE + MASS_SCALE * b`.",
+        ),
+        Suspect(
+            "no_centre",
+            _with_mean(lambda b: _SCALE * b),
+            "The means lack the 14.2, the middle of the masses.",
+            "The untrained density then sits at m = 0, 14 dex from the data.",
+            "Use `MASS_CENTRE + MASS_SCALE * b`.",
+        ),
+        Suspect(
+            "mean_not_scaled",
+            _with_mean(lambda b: _CENTRE + b),
+            "The means lack the factor 0.6, the spread of the masses.",
+            "An untrained network would spread its components wider than all the masses.",
+            "Use `MASS_CENTRE + MASS_SCALE * b`.",
+        ),
+        Suspect(
+            "relu",
+            _with_scale(lambda c: _FLOOR + _SCALE * jnp.maximum(c, 0.0)),
+            "The scale has relu(c), where the formula has log(1 + exp(c)).",
+            "For a negative c it is flat at the floor: a component that has collapsed gets no "
+            "gradient, and never widens again.",
+            "Use `nn.softplus(c)`.",
+        ),
+        Suspect(
+            "weights_and_means_swapped",
+            lambda outputs: _assemble(*(_blocks(outputs)[k] for k in (1, 0, 2))),
+            "The blocks a and b are swapped.",
+            "It would train, but the reference and the formulas count them the other way.",
+            "The first block is the weights, the second the means.",
         ),
         Suspect(
             "swapped_blocks",
@@ -462,13 +585,21 @@ def _nll_cases(rng):
         density = tfd.Normal(jnp.float32(loc), jnp.float32(width * rng.uniform(0.5, 2.0, n)))
         return density, jnp.float32(loc + width * rng.standard_normal(n))
 
-    return {"7 clusters": batch(7, 0.3), "40 clusters": batch(40, 1.5)}
+    density, mass = batch(7, 0.3)
+    return {
+        "7 clusters": batch(7, 0.3),
+        "40 clusters": batch(40, 1.5),
+        # In single precision a density is zero beyond 14 standard deviations, its logarithm not.
+        "a mass far out": (density, mass.at[0].set(density.loc[0] + 20.0 * density.scale[0])),
+    }
 
 
 _NLL = Spec(
     id="01.4",
     name="nll",
     cases=_nll_cases,
+    late={"a mass far out": "capped"},
+    example="Try it on `tfd.Normal(jnp.zeros(2), 1.0)` at masses of zero: half of ln 2π, 0.919.",
     atol=1e-4,
     gradient=lambda f, case: jax.grad(lambda loc: f(tfd.Normal(loc, case[0].scale), case[1]))(
         case[0].loc
@@ -498,6 +629,22 @@ _NLL = Spec(
             "Use `log_prob`.",
         ),
         Suspect(
+            "underflow",
+            lambda q, m: -jnp.mean(jnp.log(q.prob(m))),
+            "The loss is infinite for a mass far out: `prob` is zero there.",
+            "In single precision a density ends at 1e-38, which is 13 standard deviations away. "
+            "One such cluster in a batch ends the training.",
+            "Use `log_prob`: it never takes the exponential.",
+        ),
+        Suspect(
+            "capped",
+            lambda q, m: -jnp.mean(jnp.log(q.prob(m) + 1e-8)),
+            "The loss of a mass far out is wrong: there it stops growing.",
+            "A number added to the density caps the cost: 1e-8 at 18 nats. Beyond, the network "
+            "learns nothing from a cluster that it excludes.",
+            "Use `log_prob`, which needs no such number.",
+        ),
+        Suspect(
             "log_of_mean",
             lambda q, m: -jnp.log(jnp.mean(q.prob(m))),
             "You took the logarithm of the mean density, not the mean of the logarithms.",
@@ -510,6 +657,7 @@ _NLL = Spec(
             "Every mass was compared with every density: `log_prob` returned (n, n).",
             "The network would learn one density for all clusters. No error is raised.",
             "Pass the masses as a vector (n,).",
+            usable=False,  # the held-out loss would need an array (20000, 20000, 6)
         ),
         Suspect(
             "bits",
@@ -555,12 +703,15 @@ def _summary_cases(rng):
         # A constant for each row: the input is not normalised.
         return np.stack(table) + rng.uniform(-2.0, 2.0, (len(rows), 1))
 
+    # In single precision exp ends at 88 above, and at -104 below.
+    apart = np.array([[200.0], [0.0], [-150.0]])
+
     skewed = [(rng.uniform(0.25, 0.4), rng.uniform(-1, 0), rng.uniform(5, 6)) for _ in range(3)]
     other = [(rng.uniform(0.6, 0.75), rng.uniform(-1, 0), rng.uniform(5, 6)) for _ in range(3)]
     return {
         "heavy tail": (jnp.float32(mixture(skewed)), jnp.float32(grid)),
         "two peaks": (jnp.float32(mixture(other)), jnp.float32(grid)),
-        "large constant": (jnp.float32(mixture(other) + 200.0), jnp.float32(grid)),
+        "large constants": (jnp.float32(mixture(other) + apart), jnp.float32(grid)),
     }
 
 
@@ -594,6 +745,16 @@ def _quantile(p, grid, level):
     return grid[jnp.argmax(cdf >= level, axis=-1)]
 
 
+def _over_other_rows(log_p, grid):
+    p = jnp.exp(log_p - log_p.max(axis=0, keepdims=True))
+    return p / (p.sum(axis=0, keepdims=True) * (grid[1] - grid[0]))
+
+
+def _first_point(p, grid, right):
+    """What `argmax` gives where the cumulative sum never reaches the level."""
+    return jnp.full(len(p), grid[0])
+
+
 def _with(**replaced):
     return lambda log_p, grid: _summaries(_density(log_p, grid), grid, **replaced)
 
@@ -604,6 +765,8 @@ _SUMMARISE = Spec(
     cases=_summary_cases,
     labels=_SUMMARIES,
     mapping=True,
+    example="Try it on a normal law, `-0.5 * grid[None, :]**2`: mean, median and mode are 0, the "
+    "std is 1, and the interval is -0.994 to 0.994.",
     # One grid step, 0.0025, separates the ways to take a quantile of a table.
     atol={name: 3e-3 for name in _SUMMARIES},
     rtol=0.0,
@@ -689,6 +852,52 @@ _SUMMARISE = Spec(
             "Subtract each row's maximum before `exp`: the normalisation takes it out again.",
         ),
         Suspect(
+            "one_maximum",
+            lambda log_p, grid: _summaries(
+                _over_integral(jnp.exp(log_p - log_p.max()), grid), grid
+            ),
+            "You subtracted one maximum for all rows.",
+            "Each row has a constant of its own. A row more than 100 below the highest becomes "
+            "`exp(-100)`, which is 0 in single precision, and then 0/0.",
+            "Subtract each row's own: `log_p.max(axis=-1, keepdims=True)`.",
+        ),
+        Suspect(
+            "only_maximum",
+            lambda log_p, grid: _summaries(
+                jnp.exp(log_p - log_p.max(axis=-1, keepdims=True)), grid
+            ),
+            "The maximum is subtracted, but the density is not normalised.",
+            "Its peak is then 1, whatever its width; its integral must be.",
+            "Divide p by its sum times the step of the grid, row by row.",
+        ),
+        Suspect(
+            "normalised_over_batch",
+            lambda log_p, grid: _summaries(_over_other_rows(log_p, grid), grid),
+            "The density is normalised over the clusters, not over the grid.",
+            "Each cluster has a posterior of its own, which must integrate to one.",
+            "Use `axis=-1, keepdims=True`.",
+        ),
+        Suspect(
+            "mean_times_step",
+            _with(
+                mean=lambda p, grid, right: right["mean"] * (grid[1] - grid[0]),
+                std=lambda p, grid, right: jnp.sqrt(
+                    right["std"] ** 2 + (right["mean"] * (1.0 - grid[1] + grid[0])) ** 2
+                ),
+            ),
+            "The mean is multiplied by the grid's step once too often.",
+            "A `softmax` sums to one: it holds the step already, a density does not.",
+            "With probabilities that sum to one leave the step out everywhere.",
+        ),
+        Suspect(
+            "quantiles_times_step",
+            _with(median=_first_point, low=_first_point, high=_first_point),
+            "The median and the ends are the first point of the grid: your cumulative sum never "
+            "reaches the level.",
+            "It must end at 1. A `softmax` sums to one without the step, a density with it.",
+            "Print the last column of your cumulative sum.",
+        ),
+        Suspect(
             "step_missing",
             lambda log_p, grid: _summaries(jax.nn.softmax(log_p, axis=-1), grid),
             "p sums to one but does not integrate to one: the grid's step is missing.",
@@ -704,6 +913,26 @@ _SUMMARISE = Spec(
             "The ends are those of the central 95 % interval.",
             "68 % leave 16 % on either side.",
             "Use the levels 0.16 and 0.84.",
+        ),
+        Suspect(
+            "mode_interval",
+            _with(
+                low=lambda p, grid, right: right["mode"] - right["std"],
+                high=lambda p, grid, right: right["mode"] + right["std"],
+            ),
+            "The interval is mode ± std.",
+            "That holds 68 % for a normal law only; these posteriors are skewed.",
+            "Use the points where the cumulative probability crosses 0.16 and 0.84.",
+        ),
+        Suspect(
+            "ends_swapped",
+            _with(
+                low=lambda p, grid, right: right["high"],
+                high=lambda p, grid, right: right["low"],
+            ),
+            "low and high are swapped.",
+            "The interval would have a negative width.",
+            "low is where the cumulative probability crosses 0.16, high where it crosses 0.84.",
         ),
         Suspect(
             "half_widths",
@@ -740,11 +969,55 @@ def _prior_cases(rng):
         new = np.stack([normal(rng.uniform(13.5, 13.8), 0.4) for _ in range(n)])
         return tuple(jnp.float32(x) for x in (log_p, old, new, grid))
 
-    return {"3 clusters": case(3), "1 cluster": case(1)}
+    def beyond(n):
+        """Clusters where the old prior is next to nothing: the quotient is far above e^88."""
+        log_p = np.stack([normal(rng.uniform(12.4, 12.6), 0.03) for _ in range(n)])
+        flat = np.full((n, len(grid)), -np.log(4.0))
+        return tuple(
+            jnp.float32(x) for x in (np.logaddexp(log_p, -300.0), normal(14.0, 0.1), flat, grid)
+        )
+
+    return {"3 clusters": case(3), "1 cluster": case(1), "beyond the old prior": beyond(2)}
 
 
 def _normalised(log_p, grid):
     return log_p - logsumexp(log_p, axis=-1, keepdims=True) - jnp.log(grid[1] - grid[0])
+
+
+def _scaled_product(p, old, new):
+    product = p - old[None, :] + new
+    return product - product.max(axis=-1, keepdims=True)
+
+
+def _integral(log_p, grid):
+    return jnp.trapezoid(jnp.exp(log_p), grid, axis=-1)[:, None]
+
+
+def _no_maximum(p, old, new, grid):
+    product = p - old[None, :] + new
+    return product - jnp.log(_integral(product, grid))
+
+
+def _mean_integral(p, old, new, grid):
+    product = p - old[None, :] + new
+    product -= product.max()
+    return product - jnp.log(_integral(product, grid).mean())
+
+
+def _log10_of_integral(p, old, new, grid):
+    product = _scaled_product(p, old, new)
+    return product - jnp.log10(_integral(product, grid))
+
+
+def _over_the_integral(p, old, new, grid):
+    product = _scaled_product(p, old, new)
+    return product / _integral(product, grid)
+
+
+def _logs_as_densities(p, old, new, grid):
+    product = p * new / old[None, :]
+    product -= product.max(axis=-1, keepdims=True)
+    return product - jnp.log(_integral(product, grid))
 
 
 def _divided_densities(log_p, old, new, grid):
@@ -755,6 +1028,8 @@ _PRIOR = Spec(
     id="01.6",
     name="change_prior",
     cases=_prior_cases,
+    example="Try it with the same prior as old and new, `log_old_prior[None, :]`: what comes out "
+    "must be `log_p`, normalised.",
     atol=2e-3,
     rtol=2e-5,
     insight="What is divided out must have been there: where the training prior is zero, nothing "
@@ -802,7 +1077,44 @@ _PRIOR = Spec(
             ),
             "The values sum to one but do not integrate to one: the grid's step is missing.",
             "A density has the unit 1/dex; a sum over the grid depends on how fine it is.",
-            "Subtract `jnp.log(grid[1] - grid[0])` too.",
+            "Subtract each row's maximum, then the logarithm of its integral by the trapezoid "
+            "rule: `jnp.log(jnp.trapezoid(jnp.exp(r), grid, axis=-1))[:, None]`.",
+        ),
+        Suspect(
+            "no_maximum",
+            _no_maximum,
+            "`exp` overflows where the old prior is next to nothing.",
+            "Dividing by a number near zero makes a large one; in single precision `exp` ends at "
+            "88, and the figures below would be empty.",
+            "Subtract each row's maximum before `exp`: the normalisation takes it out again.",
+        ),
+        Suspect(
+            "mean_integral",
+            _mean_integral,
+            "All rows are normalised with one integral, the mean of theirs.",
+            "Each cluster has a posterior of its own, which must integrate to one.",
+            "Subtract each row's own: `jnp.log(integral)[:, None]`.",
+        ),
+        Suspect(
+            "log10_of_integral",
+            _log10_of_integral,
+            "The logarithm of the integral is to base 10.",
+            "All the others here are natural, and `jnp.exp` undoes the natural one only.",
+            "Use `jnp.log`.",
+        ),
+        Suspect(
+            "over_the_integral",
+            _over_the_integral,
+            "You divided the logarithm by the integral.",
+            "Dividing a density by its integral is subtracting the logarithm of the integral.",
+            "Subtract `jnp.log(integral)[:, None]`.",
+        ),
+        Suspect(
+            "logs_as_densities",
+            _logs_as_densities,
+            "You multiplied and divided the logarithms.",
+            "A product of densities is a sum of their logarithms, a quotient a difference.",
+            "Subtract `log_old_prior`, add `log_new_prior`.",
         ),
         Suspect(
             "integral_for_log",
@@ -929,6 +1241,34 @@ _COVERAGE = Spec(
             "Only the lower end of the interval is tested.",
             "Masses above the interval count as covered.",
             "Test both ends: `jnp.abs(pit - 0.5) <= level / 2`.",
+        ),
+        Suspect(
+            "level_returned",
+            lambda u, level: level,
+            "You return the level itself.",
+            "That is what the coverage should be. Whether it is so, only the clusters can tell.",
+            "Count the values of `pit` inside the interval.",
+        ),
+        Suspect(
+            "width_of_the_rest",
+            lambda u, level: jnp.mean(jnp.abs(u - 0.5) <= (1 - level) / 2),
+            "The interval has the width 1 - level, not level.",
+            "(1 - level)/2 is what is left on either side, not what is held.",
+            "Compare with `level / 2`.",
+        ),
+        Suspect(
+            "upper_tail",
+            lambda u, level: jnp.mean(u >= 1 - level),
+            "You counted the values above 1 - level: an interval that ends at one.",
+            "A shift changes it, but posteriors that are too wide or too narrow can pass.",
+            "Leave (1 - level)/2 on either side.",
+        ),
+        Suspect(
+            "always_68",
+            lambda u, level: jnp.mean((u >= 0.16) & (u <= 0.84)),
+            "The interval is that of 68 %, whatever the level.",
+            "The next cell asks for 50 % and 95 % too.",
+            "Use the ends (1 - level)/2 and (1 + level)/2.",
         ),
         Suspect(
             "mean_distance",

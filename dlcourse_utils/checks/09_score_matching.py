@@ -149,6 +149,8 @@ _DENOISE = Spec(
     id="09.1",
     name="denoise",
     cases=_denoise_cases,
+    example="Try the score of a Gaussian, `lambda x, sigma: -x / (1 + sigma**2)`: the point must "
+    "come out as `x / (1 + sigma**2)`.",
     evaluate=_traced("denoise", given="score", differentiable=True),
     atol=1e-5,
     rtol=1e-5,
@@ -212,6 +214,18 @@ _DENOISE = Spec(
             "You return the step from the noisy point to the clean one, not the clean point.",
             "The next cells take what is returned for a place.",
             "Add the noisy point itself.",
+        ),
+        Suspect(
+            "noise_added",
+            lambda x, sigma, score: (
+                x
+                + sigma**2 * score(x, sigma)
+                + sigma * jax.random.normal(jax.random.key(0), x.shape)
+            ),
+            "Noise is added to the denoised point.",
+            "Tweedie's formula gives the *mean* of the clean points that may be behind x: there is "
+            "nothing random in it.",
+            "Leave the noise out.",
         ),
         Suspect(
             "noise",
@@ -355,6 +369,8 @@ _DSM_LOSS = Spec(
     id="09.2",
     name="dsm_loss",
     cases=_dsm_cases,
+    example="Try a denoiser that changes nothing, `lambda x, sigma: x`: the loss is then the mean "
+    "of the squared lengths of the noise.",
     labels=_DSM_LABELS,
     evaluate=_losses,
     gradient=_by_parameters,
@@ -512,6 +528,23 @@ _DSM_LOSS = Spec(
             "Square the differences.",
         ),
         Suspect(
+            "sum_before_square",
+            _dsm_with(size=lambda error: jnp.sum(error, axis=-1) ** 2),
+            "The two coordinates are summed before they are squared.",
+            "Errors of opposite sign cancel, and the loss sees one direction only.",
+            "Square first, then sum over the last axis.",
+        ),
+        Suspect(
+            "variance",
+            lambda denoiser, x, sigma, noise: jnp.sum(
+                jnp.var((denoiser(x + sigma * noise, sigma) - x) / sigma, axis=0)
+            ),
+            "This is the variance of the errors over the batch.",
+            "Their mean is subtracted first: a denoiser that is off by the same everywhere would "
+            "cost nothing.",
+            "Average the squares themselves.",
+        ),
+        Suspect(
             "distance",
             _dsm_with(
                 size=lambda error: jnp.sqrt(_squared_sum(error)),
@@ -534,6 +567,13 @@ _DSM_LOSS = Spec(
             "The noise is multiplied by σ², not by σ.",
             "`sigma` is a standard deviation: the network would be told another amount of noise "
             "than there is.",
+            "Multiply the noise by σ.",
+        ),
+        Suspect(
+            "root_of_level",
+            _dsm_with(noisy=lambda x, sigma, noise: x + jnp.sqrt(sigma) * noise),
+            "The noise is multiplied by √σ, not by σ.",
+            "`sigma` is a standard deviation already, not a variance.",
             "Multiply the noise by σ.",
         ),
         Suspect(
@@ -639,6 +679,8 @@ _PRECONDITION = Spec(
     id="09.3",
     name="precondition",
     cases=_precondition_cases,
+    example="Try a net that returns zeros: at σ = `SPREAD` each point must go half of the way to "
+    "`CENTRE`.",
     evaluate=functools.partial(_call, "net"),
     gradient=_by_parameters,
     atol=1e-5,
@@ -693,6 +735,13 @@ _PRECONDITION = Spec(
             "Square the ratio.",
         ),
         Suspect(
+            "skip_not_squared_at_all",
+            _preconditioned(lambda p: {"skip": p.spread / (p.spread + p.sigma)}),
+            "c_skip has σ_d and σ without their squares.",
+            "Gaussian data are denoised best with the ratio of the variances.",
+            "Square all three.",
+        ),
+        Suspect(
             "skip_of_the_noise",
             _preconditioned(lambda p: {"skip": p.sigma**2 / p.total**2}),
             "c_skip has σ² on top: this is the share of the noise, not of the data.",
@@ -726,6 +775,13 @@ _PRECONDITION = Spec(
             "The centre is taken off, but not added at the end.",
             "All denoised points are off by the mean of the data, whatever the net does.",
             "Add `CENTRE` to the result.",
+        ),
+        Suspect(
+            "skip_without_centre",
+            _preconditioned(lambda p: {"added": 0.0, "kept": p.x}),
+            "c_skip multiplies the point itself, and the centre is not added.",
+            "With much noise the best guess is the mean of the data; this one goes to the origin.",
+            "Start from `CENTRE`, and multiply c_skip with x minus `CENTRE`.",
         ),
         Suspect(
             "point_uncentred",
@@ -819,6 +875,14 @@ _PRECONDITION = Spec(
             "With much noise the net has to place points over the whole data: c_out must go to "
             "σ_d, not to one.",
             "Multiply σ by σ_d on top.",
+        ),
+        Suspect(
+            "out_without_sigma",
+            _preconditioned(lambda p: {"out": p.spread / p.total}),
+            "σ is missing in c_out.",
+            "With little noise the point is nearly right, and the net must not move it: c_out must "
+            "go to zero with σ.",
+            "Multiply σ_d by σ on top.",
         ),
         Suspect(
             "out_is_sigma",
@@ -1543,6 +1607,8 @@ _FLOW = Spec(
     id="09.6",
     name="flow_velocity",
     cases=_flow_cases,
+    example="Try the score of a Gaussian, `lambda x, sigma: -x / (1 + sigma**2)`: the velocity "
+    "must be `sigma * x / (1 + sigma**2)`.",
     evaluate=_traced("flow_velocity", given="score"),
     atol=1e-5,
     rtol=1e-5,
@@ -1577,6 +1643,14 @@ _FLOW = Spec(
             "The score is multiplied by σ², not by σ.",
             "That is the way from the denoised point to the noisy one. The velocity is *per "
             "unit of σ*.",
+            "Differentiate σ² with respect to σ.",
+        ),
+        Suspect(
+            "half_of_sigma_squared",
+            _flow(lambda sigma: -0.5 * sigma**2),
+            "σ² is not differentiated: the factor is -σ²/2.",
+            "The velocity is *per unit of σ*: it takes how fast the variance grows with σ, not the "
+            "variance.",
             "Differentiate σ² with respect to σ.",
         ),
         Suspect(

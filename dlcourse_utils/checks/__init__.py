@@ -15,16 +15,18 @@ __all__ = ["check", "hint", "progress", "solution"]
 def check(id: str, answer: Any) -> Any:
     """Say whether ``answer`` solves exercise ``id``, and return the object to go on with.
 
-    That is ``answer`` itself, right or wrong, so that its effect is seen; only an exercise not yet
-    started is replaced by the reference, so that the notebook runs to its end.
+    That is ``answer`` itself, right or wrong, so that its effect is seen. An exercise not yet
+    started is replaced by the reference, and so is an answer that the next cells cannot use (it
+    raises, it cannot be traced, its results are of the wrong kind or shape, or not finite): the
+    notebook runs on.
     Raises CourseError for an exercise that does not exist.
     """
     spec = engine.find(id)
     found = engine.judge(spec, answer)
-    report.show(f"Exercise {id}", found)
-    record.append(id, found.outcome, found.diagnosis)
-    if found.outcome == engine.NOT_STARTED:
-        return engine.namespace(id.split(".")[0])[spec.name]
+    report.show(f"Exercise {spec.id}", found)
+    record.append(spec.id, found.outcome, found.diagnosis)
+    if found.outcome == engine.NOT_STARTED or not found.usable:
+        return engine.namespace(spec.id.split(".")[0])[spec.name]
     return answer
 
 
@@ -32,7 +34,7 @@ def hint(id: str, number: int = 1) -> None:
     """Show a hint of exercise ``id``: the first, or the one of that ``number``."""
     task = lessons.exercise(lessons.load(str(id)), id)
     number = min(max(int(number), 1), len(task.hints))
-    more = "" if number == len(task.hints) else f'\n\nThe next one: hint("{id}", {number + 1})'
+    more = "" if number == len(task.hints) else f'\n\nThe next one: hint("{task.id}", {number + 1})'
     text = f"Hint {number} of {len(task.hints)}: {task.hints[number - 1]}{more}"
     report.show_both(text, f"<p>{report.inline(text)}</p>".replace("\n\n", "<br>"))
 
@@ -43,9 +45,13 @@ def solution(id: str) -> None:
     report.show_both(code, f"<pre>{html.escape(code)}</pre>")
 
 
-def progress() -> None:
-    """Show where each exercise stands, from the local record of this machine."""
-    rows = record.table()
+def progress(lesson: str | int | None = None) -> None:
+    """Show where each exercise stands, from the local record of this machine.
+
+    ``lesson`` is the number of one, such as "01"; all are shown when none is given.
+    Raises CourseError for a lesson that does not exist.
+    """
+    rows = record.table(lesson)
     done = sum(state == "right" for _, _, state, _ in rows)
     marks = {"right": "✓", "not started": "○"}
     lines = [

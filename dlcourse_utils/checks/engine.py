@@ -17,9 +17,9 @@ import signal
 import threading
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -32,23 +32,30 @@ NOT_STARTED, ERROR, WRONG, RIGHT = "not started", "error", "wrong", "right"
 
 
 class Suspect(NamedTuple):
-    """A wrong answer: the code of somebody with this misconception, and what to tell them."""
+    """A wrong answer: the code of somebody with this misconception, and what to tell them.
+
+    ``usable`` is False where the next cells would need more memory or time than there is.
+    """
 
     name: str
     wrong: Callable[..., Any]
     says: str  # what is off
     why: str  # why it matters
     next: str  # one step to take
+    usable: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spec:
     """How one exercise is checked.
 
     ``cases(rng)`` gives named argument tuples; ``evaluate(function, arguments)`` what is compared:
     one array, or one for each of the ``labels``, in a tuple or, with ``mapping``, in a dict.
     ``atol`` is one number or one for each label. ``gradient(function, arguments)`` is what training
-    differentiates, as an array, where there is such a thing.
+    differentiates, as an array, where there is such a thing. ``late`` are cases that are compared
+    only once the others are right, so that they hide no mistake of another kind; each with the name
+    of the suspect who explains whatever fails there alone. ``example`` is what to try where the
+    values are wrong and no suspect explains them.
     """
 
     id: str
@@ -62,10 +69,16 @@ class Spec:
     atol: float | Mapping[str, float] = 1e-4
     rtol: float = 1e-4
     gradient: Callable[[Callable, tuple], jax.Array] | None = None
+    late: Mapping[str, str] = field(default_factory=dict)
+    example: str = "Try it on two or three numbers that you can work out by hand."
 
 
 class Report(NamedTuple):
-    """What a check found: an outcome and its sentences; ``diagnosis`` is a word for the record."""
+    """What a check found: an outcome and its sentences; ``diagnosis`` is a word for the record.
+
+    ``usable`` says whether the next cells can go on with the answer: not with one that raises, nor
+    with one whose results are of the wrong kind or shape, or not finite.
+    """
 
     outcome: str
     says: str
@@ -73,6 +86,7 @@ class Report(NamedTuple):
     next: str = ""
     detail: str = ""
     diagnosis: str = ""
+    usable: bool = True
 
 
 class Misfit(Exception):
@@ -112,8 +126,7 @@ def namespace(number: str) -> dict[str, Any]:
 def find(id: str) -> Spec:
     """The check of an exercise. Raises CourseError where there is none."""
     lesson = lessons.load(str(id))
-    lessons.exercise(lesson, id)
-    return specs(lesson.number)[id]
+    return specs(lesson.number)[lessons.exercise(lesson, id).id]
 
 
 @functools.cache
@@ -133,6 +146,7 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
             "The rest of the notebook calls it.",
             "Run the cell that defines it again; do not give its name to anything else.",
             diagnosis="not_callable",
+            usable=False,
         )
     mine = _instructions(answer)
     if answer is reference or (mine is not None and mine == _instructions(stub(spec.id))):
@@ -142,13 +156,14 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
             "The notebook goes on with the reference, so that you can look ahead.",
             f'Replace the `...` and run the cell again; hint("{spec.id}") helps.',
         )
-    cases = spec.cases(np.random.default_rng(seed))
+    trial = _trial(spec, seed)
+    cases = spec.cases(np.random.default_rng(seed))  # its own: an answer may change them in place
     if misfit := _arity(spec, answer, next(iter(cases.values()))):
         return misfit
     try:
         # Full precision: a GPU may otherwise multiply matrices with ten bits.
         with jax.default_matmul_precision("highest"):
-            return _compare(spec, answer, reference, cases)
+            return _compare(trial, answer, cases)
     except _OutOfTime:
         return Report(
             ERROR,
@@ -156,28 +171,57 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
             "On these inputs the reference needs a few milliseconds.",
             "Look for a loop that never ends, or a Python loop over every element.",
             diagnosis="out_of_time",
+            usable=False,
         )
     except Misfit as misfit:
         if isinstance(misfit.__cause__, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
             line = _own_line(answer, misfit.__cause__)
-            return Report(WRONG, str(misfit), detail=line, diagnosis="untraceable")
+            return Report(WRONG, str(misfit), detail=line, diagnosis="untraceable", usable=False)
         return Report(
             WRONG,
             str(misfit),
             "The next cells use what it returns.",
             "Look at the docstring: it says what to return.",
             diagnosis="wrong_kind",
+            usable=False,
         )
     except _Raised as raised:
         return _report_error(answer, raised)
 
 
-def _compare(spec: Spec, answer: Callable, reference: Callable, cases: dict) -> Report:
-    expected = _run(spec, reference, cases)
-    with _time_limit(TIME_LIMIT):  # of the answer, not of the suspects that it is compared with
-        got = _run(spec, answer, cases)
-    if problem := _mismatch(spec, got, expected, cases):
-        return problem
+class _Trial:
+    """What the reference and the suspects return on the cases of a seed, each worked out once."""
+
+    def __init__(self, spec: Spec, seed: int):
+        self.spec = spec
+        self.reference = namespace(spec.id.split(".")[0])[spec.name]
+        self._cases = spec.cases(np.random.default_rng(seed))
+        self._known: dict[tuple[Callable, str], dict[str, np.ndarray]] = {}
+
+    def result(self, function: Callable, case: str) -> dict[str, np.ndarray]:
+        """Label -> array of the reference, or of a suspect's wrong answer, on one case."""
+        if (function, case) not in self._known:
+            found = _run(self.spec, function, {case: self._cases[case]})
+            self._known[function, case] = found[case]
+        return self._known[function, case]
+
+    def expected(self, cases: Iterable[str]) -> Results:
+        return {case: self.result(self.reference, case) for case in cases}
+
+
+@functools.lru_cache(maxsize=8)  # a student checks the same exercise again and again
+def _trial(spec: Spec, seed: int) -> _Trial:
+    return _Trial(spec, seed)
+
+
+def _compare(trial: _Trial, answer: Callable, cases: dict) -> Report:
+    spec, got = trial.spec, {}
+    for late in (False, True):
+        some = {name: case for name, case in cases.items() if (name in spec.late) == late}
+        with _time_limit(TIME_LIMIT):  # of the answer, not of the suspects that it is compared with
+            got |= _run(spec, answer, some)
+        if problem := _mismatch(trial, got, trial.expected(got)):
+            return problem
     first = dict([next(iter(cases.items()))])
     with _time_limit(TIME_LIMIT):
         again = _run(spec, answer, first)
@@ -190,7 +234,7 @@ def _compare(spec: Spec, answer: Callable, reference: Callable, cases: dict) -> 
             diagnosis="impure",
         )
     with _time_limit(TIME_LIMIT):
-        problem = _gradient(spec, answer, reference, cases) if spec.gradient else None
+        problem = _gradient(spec, answer, trial.reference, cases) if spec.gradient else None
     return problem or Report(RIGHT, f"`{spec.name}` is right.", spec.insight)
 
 
@@ -263,6 +307,7 @@ def _arity(spec: Spec, answer: Callable, arguments: tuple) -> Report | None:
             "The rest of the notebook calls it with these arguments.",
             "Keep the first line of the cell as it was.",
             diagnosis="wrong_arguments",
+            usable=False,
         )
     except ValueError:
         pass  # built-in functions may have no signature
@@ -337,68 +382,91 @@ def _different(spec: Spec, one: Results, two: Results) -> list[tuple[str, str]]:
     ]
 
 
-def _suspect(spec: Spec, got: Results, expected: Results, cases: dict) -> Suspect | None:
-    """The suspect who explains most of the wrong labels, in every case; None if there is none."""
+def _suspect(trial: _Trial, got: Results, expected: Results) -> tuple[Suspect, set[str]] | None:
+    """The suspect who explains most of the wrong labels, in every case, and these labels."""
     explained = {}
-    for suspect in spec.suspects:
+    for suspect in trial.spec.suspects:
         labels, unlike = set(), set()
-        for case, arguments in cases.items():
-            theirs = _run(spec, suspect.wrong, {case: arguments})
-            labels |= {label for _, label in _different(spec, theirs, {case: expected[case]})}
-            unlike |= {label for _, label in _different(spec, got, theirs)}
+        for case in got:
+            theirs = {case: trial.result(suspect.wrong, case)}
+            labels |= {label for _, label in _different(trial.spec, theirs, {case: expected[case]})}
+            unlike |= {label for _, label in _different(trial.spec, got, theirs)}
             if labels & unlike:  # most are ruled out by the first case
                 break
         else:
-            explained[suspect] = len(labels)
-    return max(explained, key=explained.__getitem__) if explained else None
+            if labels:  # who is wrong in late cases only has nothing to explain before
+                explained[suspect] = labels
+    if not explained:
+        return None
+    most = max(explained, key=lambda suspect: len(explained[suspect]))
+    return most, explained[most]
 
 
-def _mismatch(spec: Spec, got: Results, expected: Results, cases: dict) -> Report | None:
+def _late_suspect(spec: Spec, differing: list[tuple[str, str]]) -> tuple[Suspect, set[str]] | None:
+    """Who is named for whatever value where nothing but late cases is wrong."""
+    named = {spec.late.get(case) for case, _ in differing}
+    suspect = next((s for s in spec.suspects if named == {s.name}), None)
+    return suspect and (suspect, {label for _, label in differing})
+
+
+def _usable(got: Results, expected: Results) -> bool:
+    """Whether cells that can work with what was expected can work with what was returned.
+
+    A label with the word "finite" is a share of what the results are made of.
+    """
+
+    def fits(label, mine, right):
+        if mine.shape != right.shape:
+            return False
+        if "finite" in label.split():
+            return bool(np.all(mine >= right))
+        return bool(np.isfinite(mine).all() or not np.isfinite(right).all())
+
+    return all(
+        fits(label, got[case][label], right)
+        for case, labels in expected.items()
+        for label, right in labels.items()
+    )
+
+
+def _mismatch(trial: _Trial, got: Results, expected: Results) -> Report | None:
+    spec = trial.spec
     differing = _different(spec, got, expected)
     if not differing:
         return None
-    case, label = differing[0]
+    shaped = all(got[case][label].shape == expected[case][label].shape for case, label in differing)
+    named = _suspect(trial, got, expected) or (shaped and _late_suspect(spec, differing)) or None
+    # The number that is shown belongs to what the sentence speaks of.
+    case, label = next(where for where in differing if named is None or where[1] in named[1])
     mine, right = got[case][label], expected[case][label]
     what = "" if len(spec.labels) == 1 else f"{label}: "
-    held = len(cases) - len({name for name, _ in differing})
-    count = f" (right in {held} of {len(cases)} cases)" if held else ""
+    held = len(got) - len({name for name, _ in differing})
+    count = f" (right in {held} of {len(got)} cases)" if held else ""
     if mine.shape == right.shape:
         index = _worst(mine, right)
         detail = f"{what}{_expected_got(right[index], mine[index])}{count}"
     else:
         detail = f"{what}expected shape {right.shape}, got {mine.shape}{count}"
-    if suspect := _suspect(spec, got, expected, cases):
-        return Report(
-            WRONG, suspect.says, suspect.why, suspect.next, detail, diagnosis=suspect.name
-        )
-    if mine.shape != right.shape:
-        return Report(
-            WRONG,
+    if named is not None:
+        says, why, todo, diagnosis = named[0].says, named[0].why, named[0].next, named[0].name
+    elif mine.shape != right.shape:
+        says = (
             f"The {label} of `{spec.name}` {_has(label)} shape {mine.shape}; expected "
-            f"{right.shape}.",
-            "A shape that is off by an axis broadcasts silently in the next formula.",
-            "Print the shapes of the arguments and follow them line by line.",
-            detail,
-            diagnosis="shape",
+            f"{right.shape}."
         )
-    if not np.isfinite(mine).all() and np.isfinite(right).all():
-        return Report(
-            WRONG,
-            f"The {label} of `{spec.name}` {_is(label)} not finite.",
-            "One NaN or infinity in a batch spoils the whole gradient.",
-            "Look for a logarithm or a square root of something that is not positive, or a 0/0.",
-            detail,
-            diagnosis="not_finite",
-        )
-    says, diagnosis = _signature(spec, label, got, expected)
-    return Report(
-        WRONG,
-        says,
-        "The shapes are right, the values are not.",
-        "Try it on two or three numbers that you can work out by hand.",
-        detail,
-        diagnosis=diagnosis,
-    )
+        why = "A shape that is off by an axis broadcasts silently in the next formula."
+        todo = "Print the shapes of the arguments and follow them line by line."
+        diagnosis = "shape"
+    elif not np.isfinite(mine).all() and np.isfinite(right).all():
+        says = f"The {label} of `{spec.name}` {_is(label)} not finite."
+        why = "One NaN or infinity in a batch spoils the whole gradient."
+        todo = "Look for a logarithm or a square root of something that is not positive, or a 0/0."
+        diagnosis = "not_finite"
+    else:
+        says, diagnosis = _signature(spec, label, got, expected)
+        why, todo = "The shapes are right, the values are not.", spec.example
+    usable = _usable(got, expected) and (named is None or named[0].usable)
+    return Report(WRONG, says, why, todo, detail, diagnosis, usable)
 
 
 def _worst(mine: np.ndarray, right: np.ndarray) -> tuple:
@@ -469,6 +537,7 @@ def _gradient(spec: Spec, answer: Callable, reference: Callable, cases: dict) ->
             "Use jnp instead of np, and no float() or Python loop on the values.",
             type(error).__name__,
             diagnosis="no_gradient",
+            usable=False,
         )
     right = np.asarray(spec.gradient(reference, arguments))
     if np.allclose(mine, right, rtol=1e-3, atol=1e-4):
@@ -481,6 +550,7 @@ def _gradient(spec: Spec, answer: Callable, reference: Callable, cases: dict) ->
         "Look for stop_gradient, rounding, or a constant where the argument should be.",
         f"gradient: {_expected_got(right[index], mine[index])}",
         diagnosis="gradient",
+        usable=bool(np.isfinite(mine).all()),
     )
 
 
@@ -493,9 +563,14 @@ def describe(value: Any) -> str:
         return "None" if value is None else "`...`"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
+    # JAX has a partial of its own, and what it compiles is of a class of its own.
+    if isinstance(value, functools.partial) or inspect.isroutine(value):
+        return "a function"
+    name = type(value).__name__
+    article = "an" if name[0].lower() in "aeiou" else "a"
     if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+        return f"{article} {name} of {len(value)}"
+    return f"{article} {name}"
 
 
 def _plural(label: str) -> bool:
@@ -533,4 +608,5 @@ def _report_error(answer: Callable, raised: _Raised) -> Report:
         "Run it yourself on such arguments and follow the traceback.",
         _own_line(answer, raised.error),
         diagnosis=f"raised_{kind}",
+        usable=False,
     )

@@ -58,14 +58,14 @@ def read() -> list[dict[str, str]]:
     return entries
 
 
-def table() -> list[tuple[str, str, str, int]]:
-    """A row for each exercise of each lesson: id, title, where it stands, number of tries.
+def table(lesson: str | int | None = None) -> list[tuple[str, str, str, int]]:
+    """A row for each exercise of one lesson or all: id, title, where it stands, number of tries.
 
     It stands where its last check left it; one that was right before says so.
     """
     entries = read()
     rows = []
-    for path in lessons.sources():
+    for path in lessons.sources() if lesson is None else [lessons.find(lesson)]:
         for task in lessons.load(path).exercises.values():
             outcomes = [e["outcome"] for e in entries if e["exercise"] == task.id]
             tries = [o for o in outcomes if o != "not started"]

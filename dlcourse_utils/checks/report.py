@@ -46,7 +46,13 @@ def rich(title: str, report: Report) -> str:
 
 
 def _rest(report: Report) -> tuple[str, ...]:
-    goes_on = "The notebook goes on with your version." if report.outcome in (WRONG, ERROR) else ""
+    goes_on = ""
+    if report.outcome in (WRONG, ERROR):
+        goes_on = (
+            "The notebook goes on with your version."
+            if report.usable
+            else "The notebook goes on with the reference until this is mended."
+        )
     return report.why, report.next, goes_on
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,18 +28,22 @@ def stamps(
     notes: Mapping[str, Sequence[str]] | None = None,
     *,
     width: float = 1.75,
+    columns: int | None = None,
 ) -> None:
     """Rows of images with one stretch; ``rows`` maps a label to images (k, n, n) in nJy.
 
-    ``notes`` maps a label to a text for each of its images.
+    ``notes`` maps a label to a text for each of its images. More images than ``columns`` go on in
+    further rows below, in the same order of labels.
     """
-    columns = max(len(images) for images in rows.values())
-    figure, axes = grid(len(rows), columns, width)
+    most = max(len(images) for images in rows.values())
+    columns = columns or most
+    figure, axes = grid(len(rows) * -(-most // columns), columns, width)
     # The survey's own images are noisy: the sharpest truth sets the range.
     sharp = [images for images in rows.values() if images.shape[-1] == SIZE]
     norm = stretch(max(images.max() for images in sharp))
-    for row, (label, images) in zip(axes, rows.items(), strict=True):
-        for i, ax in enumerate(row):
+    lines = product(range(0, most, columns), rows.items())
+    for row, (first, (label, images)) in zip(axes, lines, strict=True):
+        for i, ax in enumerate(row, first):
             if i >= len(images):
                 ax.set_axis_off()
                 continue

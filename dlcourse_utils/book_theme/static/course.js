@@ -5,6 +5,16 @@ window.MathJax?.startup?.promise?.then(() => {
   }
 });
 
+// A figure opens alone, where it can be made larger: on a phone its labels are small.
+for (const image of document.querySelectorAll(".cell_output img:not(.dlcourse-filmstrip img)")) {
+  const link = Object.assign(document.createElement("a"), { href: image.src });
+  image.replaceWith(link);
+  link.append(image);
+}
+
+// To copy, the library moves the focus away; the next Tab goes on from the button all the same.
+document.addEventListener("click", ({ target }) => target.closest(".copybtn")?.focus());
+
 // Paper is white.
 const page = document.documentElement.dataset;
 let theme;
