@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlcourse_utils.errors import CourseError
 from dlcourse_utils.lessons import Exercise, Lesson
+from dlcourse_utils.percent import SourceError
 from dlcourse_utils.render import badge
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def sections(lesson: Lesson) -> list[Section]:
     """The sections of a lesson with their minutes, which add up to those of the lesson.
 
     Exercises take the minutes that they say. Of what is left each section gets one, and the rest
-    is shared out by the words of its text: nobody has measured it.
+    is shared out by the words of its text: nobody has measured it. Raises SourceError where not so
+    much is left.
     """
     titles, words, tasks = ["Opening"], [0], [[]]
     for cell in lesson.cells:
@@ -162,8 +164,11 @@ def sections(lesson: Lesson) -> list[Section]:
                 words[-1] += len(line.split())
     if titles[-1] == "References":  # to look things up in, not to teach
         titles, words, tasks = titles[:-1], words[:-1], tasks[:-1]
-    left = lesson.minutes - sum(task.minutes for task in lesson.exercises.values()) - len(titles)
-    shares = [1 + share for share in _shared_out(max(left, 0), words)]
+    least = len(titles) + sum(task.minutes for task in lesson.exercises.values())
+    if lesson.minutes < least:
+        what = f"{lesson.minutes} minutes for {len(titles)} sections and the exercises"
+        raise SourceError(lesson.path, 1, what, f"at least {least}: one a section beside exercises")
+    shares = [1 + share for share in _shared_out(lesson.minutes - least, words)]
     return [
         Section(title, share, tuple(some))
         for title, share, some in zip(titles, shares, tasks, strict=True)
@@ -211,8 +216,9 @@ def teaching_table(lessons: Iterable[Lesson], specs: Mapping[str, Spec]) -> str:
 
 
 def _shared_out(total: int, weights: list[int]) -> list[int]:
-    """Whole numbers in proportion to the weights that add up to the total."""
-    exact = [total * weight / max(sum(weights), 1) for weight in weights]
+    """Whole numbers in proportion to the weights that add up to the total; even where all are 0."""
+    weights = weights if any(weights) else [1] * len(weights)
+    exact = [total * weight / sum(weights) for weight in weights]
     shares = [int(value) for value in exact]
     by_rest = sorted(range(len(exact)), key=lambda i: shares[i] - exact[i])
     for i in by_rest[: total - sum(shares)]:

@@ -437,7 +437,7 @@ def _show(
     Where outputs are made to be stored, the film strip comes with them.
     """
 
-    def slider(name: str, low: float, high: float, value: float) -> ipywidgets.Widget:
+    def a_slider(name: str, low: float, high: float, value: float) -> ipywidgets.Widget:
         kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
         step = {"step": 1} if whole else {"step": (high - low) / 200, "readout_format": ".3f"}
         return kind(
@@ -451,7 +451,7 @@ def _show(
         )
 
     sliders = [
-        slider(name, *ends, value)
+        a_slider(name, *ends, value)
         for (name, ends), value in zip(ranges.items(), start, strict=True)
     ]
 

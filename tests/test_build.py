@@ -168,7 +168,7 @@ def test_markdown_is_rendered():
     title, objectives = texts[:2]
     assert title.startswith("# The mean of three numbers\n\n[Open in Colab](https://")
     assert "github/example/course/blob/v1.2.3/course/01_tiny.ipynb" in title
-    assert "*Densities · 5 minutes*" in title
+    assert "*Densities · 8 minutes*" in title
     assert "- take a mean by hand" in objectives and "- a sum" in objectives
     assert notebook["cells"][2]["metadata"]["tags"] == ["setup"]
     task = texts[4]
@@ -315,7 +315,7 @@ def test_pages_list_the_lessons(checkout, runs):
     readme = (checkout / "README.md").read_text(encoding="utf-8")
     row = next(line for line in readme.splitlines() if line.startswith("| 01"))
     assert "[The mean of three numbers](course/01_tiny.ipynb)" in row
-    assert "What a mean is, and" in row and "| 5 |" in row and "Open in Colab" in row
+    assert "What a mean is, and" in row and "| 8 |" in row and "Open in Colab" in row
     assert readme.startswith("# Course\n\n<!--") and readme.endswith("-->\n\nEnd.\n")
     index = (checkout / "course" / "index.md").read_text(encoding="utf-8")
     assert "### [Densities](part_densities.md)" in index and "(../solutions/01_tiny.ipynb)" in index

@@ -29,7 +29,7 @@ def test_a_lesson_is_read():
     assert (lesson.stem, lesson.number, lesson.minutes, lesson.needs) == (
         "01_tiny",
         "01",
-        5,
+        8,
         "none",
     )
     assert lesson.objectives == ("take a mean by hand", "say what an outlier does to it")
@@ -67,10 +67,10 @@ BROKEN = {
     "tab in yaml": ("# part: Densities", "# part:\tDensities: x", "# part", "not YAML"),
     "missing key": ("# part: Densities\n", "", None, "without 'part'"),
     "unknown key": ("# part:", "# colour: red\n# part:", "# colour", "unknown header key 'colour'"),
-    "minutes as text": ("# minutes: 5", "# minutes: long", "# minutes", "a whole number"),
-    "minutes as bool": ("# minutes: 5", "# minutes: true", "# minutes", "a whole number"),
+    "minutes as text": ("# minutes: 8", "# minutes: long", "# minutes", "a whole number"),
+    "minutes as bool": ("# minutes: 8", "# minutes: true", "# minutes", "a whole number"),
     "objective with colon": ("by hand\n", "by hand: so\n", "# objectives", "quote"),
-    "no objectives": ("minutes: 5", "minutes: 0", "# minutes", "'minutes' is 0"),
+    "no objectives": ("minutes: 8", "minutes: 0", "# minutes", "'minutes' is 0"),
     "other title": ("# # The mean of", "# # A mean of", "# %% [markdown]", "without the title"),
     "text before cells": ("# ---\n\n", "# ---\nx = 1\n", "x = 1", "before the first cell"),
     "magic": ("# %% tags", "# %%time tags", "# %%time", "does not start a cell"),

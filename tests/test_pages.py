@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from pybtex.database import parse_file
 
 from dlcourse_utils import __version__, blocks, cli, lessons
 from dlcourse_utils.checks import engine, report
+from dlcourse_utils.lessons import SourceError
 from tests.environments import ROOT, committed
 
 COURSE = ROOT / "course"
@@ -220,10 +222,20 @@ def test_a_shorter_plan_fits(lesson, minutes):
 def test_minutes_are_shared_out_whole(total, weights):
     shares = blocks._shared_out(total, weights)
     assert all(isinstance(share, int) and share >= 0 for share in shares)
-    if sum(weights):
-        assert sum(shares) == total
-        exact = [total * weight / sum(weights) for weight in weights]
-        assert all(abs(a - b) < 1 for a, b in zip(shares, exact, strict=True))
+    assert sum(shares) == total
+    weights = weights if any(weights) else [1 for _ in weights]
+    exact = [total * weight / sum(weights) for weight in weights]
+    assert all(abs(a - b) < 1 for a, b in zip(shares, exact, strict=True))
+
+
+def test_a_lesson_too_short_for_its_sections_and_exercises_is_refused():
+    lesson = LESSONS[0]
+    count = len(blocks.sections(lesson))
+    least = count + sum(task.minutes for task in lesson.exercises.values())
+    assert all(section.minutes == 1 for section in blocks.sections(replace(lesson, minutes=least)))
+    says = rf"01_cluster_masses.py:1: {least - 1} minutes for {count} sections and the exercises, "
+    with pytest.raises(SourceError, match=rf"{says}expected at least {least}:"):
+        blocks.sections(replace(lesson, minutes=least - 1))
 
 
 # --- glossary ---------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 # title: The mean of three numbers
 # part: Densities
 # summary: What a mean is, and what one outlier does to it.
-# minutes: 5
+# minutes: 8
 # objectives:
 #   - take a mean by hand
 #   - say what an outlier does to it
