@@ -22,6 +22,7 @@ from tests.environments import (
     clean_environment,
     copy_checkout,
     find_python,
+    least,
     make_environment,
     run,
     uv,
@@ -53,13 +54,14 @@ def test_make_sets_up_a_checkout(version: str, tmp_path: Path) -> None:
     assert run("make", "setup", cwd=clone) == ""
     assert time.perf_counter() - begun < 2
     if version == PYTHONS[0]:
-        # Tests run beside this one, so the best of three counts: 2.6 s on two free cores.
-        assert min(seconds_to_serve(clone, tmp_path / "lab.log") for _ in range(3)) < 5
+        # 2.6 s on two free cores.
+        assert least(lambda: seconds_to_serve(clone, tmp_path / "lab.log"), 5) <= 5
         if browsers.find():
             with browsers.launched() as browser:
-                times = [seconds_to_see(clone, tmp_path / "lab.log", browser) for _ in range(3)]
-            browsers.note("second `make lab`, to its list of notebooks", min(times), "s")
-            assert min(times) <= 8  # 7.0 s on two free cores
+                # 6 to 7 s on two free cores.
+                seconds = least(lambda: seconds_to_see(clone, tmp_path / "lab.log", browser), 8)
+            browsers.note("second `make lab`, to its list of notebooks", seconds, "s")
+            assert seconds <= 8
         redo(clone)
 
 
