@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, optimize, spatial, special, stats
+from sklearn import datasets
 
 from dlcourse_utils.datasets import two_moons
 
@@ -47,7 +48,6 @@ def everything(noise):
 
 
 def test_arcs_are_those_of_make_moons():
-    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
     x, label = datasets.make_moons(400, shuffle=False)
     own = np.take_along_axis(np.asarray(two_moons.distance(x)), label[:, None], axis=1)
     np.testing.assert_allclose(own, 0.0, atol=3e-7)  # a few roundings of numbers up to 2

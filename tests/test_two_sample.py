@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.neighbors import KNeighborsClassifier
 
 from dlcourse_utils.datasets import two_moons
 from dlcourse_utils.two_sample import accuracies
@@ -88,7 +89,6 @@ def test_weights_of_the_moons_are_told():
 @pytest.mark.parametrize("name", ["same 61", "shifted", "rescaled"])
 def test_the_vote_is_that_of_scikit_learn(told, name):
     """Trained on one half and asked about the other; a tie is half right. The odd point is cut."""
-    sklearn = pytest.importorskip("sklearn.neighbors", reason="scikit-learn is not installed")
     mean, spread = TRUTH[:N].mean(axis=0), TRUTH[:N].std(axis=0)
     halves = [
         np.concatenate([(a[part] - mean) / spread for a in (SETS[name], TRUTH)])
@@ -97,7 +97,7 @@ def test_the_vote_is_that_of_scikit_learn(told, name):
     kind = np.repeat([0, 1], N // 2)
     right = []
     for known, asked in (halves, halves[::-1]):
-        classifier = sklearn.KNeighborsClassifier(50).fit(known, kind)
+        classifier = KNeighborsClassifier(50).fit(known, kind)
         vote = classifier.predict_proba(asked)[:, 1]
         right.append(np.where(vote == 0.5, 0.5, (vote > 0.5) == kind))
     assert np.any(np.concatenate(right) == 0.5)  # there are ties
