@@ -1,5 +1,6 @@
 """Every exercise's check, on right answers, on each wrong answer it names, and on garbage."""
 
+import dataclasses
 import inspect
 import io
 import json
@@ -18,7 +19,7 @@ from right_answers import RIGHT
 from tensorflow_probability.substrates import jax as tfp
 
 from dlcourse_utils import checks, cli, lessons
-from dlcourse_utils.checks import engine, record, report
+from dlcourse_utils.checks import engine, record, report, tools
 from dlcourse_utils.errors import CourseError
 from tests.environments import ROOT
 
@@ -34,6 +35,12 @@ SEEDS = 40  # of each exercise: some 1,200 judgements in all
 
 
 SOLVED = {path.stem[:2]: lessons.reference(lessons.load(path)) for path in lessons.sources()}
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch):
+    """Right answers of the tests stay as they are, and are not compiled at each of 40 seeds."""
+    monkeypatch.setattr(tools, "_UNCHANGING", (*tools._UNCHANGING, "right_answers"))
 
 
 def reference(id):
@@ -96,6 +103,15 @@ def test_the_stub_is_not_started_and_becomes_the_reference(id):
     assert back is engine.namespace(id[:2])[engine.find(id).name]
     again, said = checked(id, back)
     assert again is back and "not started" in said, "the cell run twice must not turn it right"
+    assert "still empty" not in said
+
+
+def test_a_check_run_again_does_not_call_an_answer_empty(home):
+    back, _ = checked("01.2", _no_return)
+    _, said = checked("01.2", back)
+    assert "is the reference, which the last run of this cell handed out" in said
+    assert "still empty" not in said
+    assert [entry["outcome"] for entry in record.read()] == [engine.WRONG]
 
 
 def emptied(signature):
@@ -263,6 +279,16 @@ def test_an_endless_loop_is_stopped(monkeypatch, endless):
     assert "did not finish within" in said
 
 
+def test_the_time_limit_is_for_all_that_is_run(monkeypatch):
+    monkeypatch.setattr(engine, "TIME_LIMIT", 0.5)
+
+    def slow(sigma, mass):
+        time.sleep(0.3)  # four cases and another run: 1.5 s, in three parts
+        return reference("01.1")(sigma, mass)
+
+    assert engine.judge(engine.find("01.1"), slow).diagnosis == "out_of_time"
+
+
 def test_an_exception_in_a_library_is_told_with_the_students_line():
     def mse(prediction, target):
         if len(target) == 33:
@@ -272,6 +298,35 @@ def test_an_exception_in_a_library_is_told_with_the_students_line():
     _, said = checked("01.2", mse)
     assert "return statistics.mean([])" in said and "StatisticsError" in said
     assert "an array of shape (33, 1)" in said, "the inputs of the case that failed"
+
+
+def test_a_suspect_that_raises_is_not_put_down_to_the_answer():
+    """As one does that takes the logarithm of what is negative, while a student looks for a NaN."""
+    spec = engine.find("01.3")
+    answer = suspect("01.3", "floor_in_bracket").wrong
+    engine._trial.cache_clear()
+    with jax.debug_nans(True):
+        assert engine.judge(spec, answer).diagnosis == "floor_in_bracket"
+    raising = engine.Suspect("raising", _raises, "", "", "")
+    spec = dataclasses.replace(spec, suspects=(raising, *spec.suspects))
+    assert engine.judge(spec, answer).diagnosis == "floor_in_bracket"
+
+
+@pytest.mark.parametrize("id", ["01.3", "03.1", "09.2"])
+def test_an_answer_edited_in_place_is_judged_anew(id):
+    """As `%autoreload 2` does with a module of the student's own."""
+    solved = reference(id)
+
+    def answer(*arguments):
+        return jax.tree.map(jax.lax.stop_gradient, solved(*arguments))
+
+    def mended(*arguments):
+        return solved(*arguments)
+
+    answer.__module__ = "mine"
+    assert engine.judge(engine.find(id), answer).outcome == engine.WRONG
+    answer.__code__ = mended.__code__
+    assert engine.judge(engine.find(id), answer).outcome == engine.RIGHT
 
 
 def test_leaving_python_is_an_error_like_any_other():
@@ -526,8 +581,16 @@ def test_wrong_values_are_kept_so_that_their_effect_is_seen(id, answer):
     assert goes_on_with(id, answer, back, said) == "your version"
 
 
-def test_a_loss_too_large_for_the_held_out_clusters_is_replaced():
-    answer = suspect("01.4", "broadcast").wrong
+@pytest.mark.parametrize(
+    "answer",
+    [
+        suspect("01.4", "broadcast").wrong,
+        lambda q, m: -jnp.sum(q.log_prob(m[:, None])),
+        lambda q, m: jnp.mean(q.log_prob(value=m[:, None])),
+        lambda q, m: -jnp.mean(jnp.log(q.prob(m[:, None]))) / jnp.log(2.0),
+    ],
+)
+def test_a_loss_too_large_for_the_held_out_clusters_is_replaced(answer):
     back, said = checked("01.4", answer)
     assert goes_on_with("01.4", answer, back, said) == "the reference"
 
@@ -606,6 +669,50 @@ def test_the_number_belongs_to_what_is_named():
 def test_what_to_try_belongs_to_the_exercise():
     found = engine.judge(engine.find("01.6"), lambda p, old, new, grid: p**2)
     assert "the same prior as old and new" in found.next
+
+
+GRID = jnp.linspace(12.4, 16.0, 301)  # the lesson's
+NORMAL = -0.5 * ((GRID[None, :] - 14.2) / 0.3) ** 2
+POINTS = jnp.array([[0.3, -1.0], [2.0, 0.5]])
+
+
+def of_a_gaussian(x, sigma):
+    return -x / (1 + sigma**2)
+
+
+def summaries_of(summarise):
+    found = summarise(NORMAL, GRID)
+    return [found[name][0] for name in ("mean", "median", "mode", "std", "low", "high")]
+
+
+# What each exercise tells to try, and what must then come out.
+EXAMPLES = {
+    "01.3": (lambda f: [(q := f(jnp.zeros((1, 18)))).mean()[0], q.stddev()[0]], [14.2, 0.426]),
+    "01.4": (lambda f: f(tfd.Normal(jnp.zeros(2), 1.0), jnp.zeros(2)), 0.919),
+    "01.5": (summaries_of, [14.2, 14.2, 14.2, 0.3, 13.9, 14.5]),
+    "01.6": (
+        lambda f: f(NORMAL, jnp.sin(GRID)[None, :], jnp.sin(GRID)[None, :], GRID),
+        NORMAL + jnp.log(1 / (0.3 * jnp.sqrt(2 * jnp.pi))),
+    ),
+    "09.1": (lambda f: f(POINTS, 0.7, of_a_gaussian), POINTS / 1.49),
+    "09.2": (lambda f: f(lambda x, sigma: x, 5 + POINTS, jnp.full((2, 1), 0.7), POINTS), 2.67),
+    "09.3": (
+        lambda f: f(lambda *_: jnp.zeros((2, 2)), POINTS, SOLVED["09"]["SPREAD"]),
+        0.5 * (POINTS + SOLVED["09"]["CENTRE"]),
+    ),
+    "09.6": (lambda f: f(0.7, POINTS, of_a_gaussian), 0.7 * POINTS / 1.49),
+}
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_what_to_try_gives_what_is_said(id):
+    general = engine.Spec.__dataclass_fields__["example"].default
+    assert (engine.find(id).example == general) is (id not in EXAMPLES)
+    if id in EXAMPLES:
+        compute, said = EXAMPLES[id]
+        # The sentences have three digits, and the grid of 01.5 steps of 0.012.
+        atol = 0.006 if id == "01.5" else 5e-4
+        np.testing.assert_allclose(np.array(compute(reference(id))), said, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(

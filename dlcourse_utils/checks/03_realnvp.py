@@ -16,20 +16,11 @@ from tensorflow_probability.substrates import jax as tfp
 from dlcourse_utils import flows
 
 from .engine import Misfit, Spec, Suspect, namespace
+from .tools import to_compile
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
 # --- what is compiled ------------------------------------------------------------------------
-
-
-def _fresh(function):
-    """The function, as an argument for jit that never meets an old compilation of a student's cell.
-
-    What such a cell computes may have changed without a new function, through a global. Functions
-    of modules do not change: they are compiled once.
-    """
-    in_notebook = getattr(function, "__module__", "__main__") == "__main__"
-    return functools.partial(function) if in_notebook else function
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -74,7 +65,7 @@ def _loss(function, arguments):
     if getattr(function, "__module__", None) == __name__:
         return function(*arguments)  # many small ones share their operations
     try:
-        return _call(_fresh(function), *arguments)
+        return _call(to_compile(function), *arguments)
     except Exception:
         return function(*arguments)
 
@@ -111,7 +102,7 @@ _NLL = Spec(
     atol=1e-4,
     rtol=1e-5,
     evaluate=_loss,
-    gradient=lambda f, case: _call_gradient(_fresh(f), *case),
+    gradient=lambda f, case: _call_gradient(to_compile(f), *case),
     insight="A flow is trained on the exact likelihood, so its loss has a known floor: the entropy "
     "of the data.",
     suspects=(
@@ -883,7 +874,7 @@ _POINTS = np.float32([[-1.2, 0.3], [-0.4, -1.0], [0.2, 1.4], [0.9, -0.5], [1.0, 
 def _pull(function, nets, coupling):
     scope = namespace("03")
     x = np.float32(scope["CENTRE"]) + np.float32(scope["SPREAD"]) * _POINTS
-    log_prob, z = _quickly(_pulled)(_fresh(function), coupling, nets, x)
+    log_prob, z = _quickly(_pulled)(to_compile(function), coupling, nets, x)
     if log_prob.shape != (len(x),):
         raise Misfit(
             f"The `log_prob` of {len(x)} points has shape {log_prob.shape}; expected {(len(x),)}."
@@ -915,7 +906,7 @@ def _stack_values(function, arguments):
     pulled = _pull(function, nets, coupling)
     # The way forward is worth a compilation only if the way back is right.
     right = function is reference or _same_values(pulled, _pull(reference, nets, coupling))
-    forward = _fresh(function if right else reference)
+    forward = to_compile(function if right else reference)
     return 1.0, *pulled, np.float64(_quickly(_pushed)(forward, coupling, nets, _POINTS))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from dlcourse_utils.datasets import two_moons
 
 from .engine import Misfit, Spec, Suspect, namespace
+from .tools import to_compile
 
 # --- what the exercises are given ------------------------------------------------------------
 
@@ -324,10 +325,7 @@ def _call_gradient(function, model, arguments):
 def _by_parameters(function, arguments):
     """The gradient that training follows: by the parameters of the network."""
     model, *rest = arguments
-    if getattr(function, "__module__", "__main__") == "__main__":
-        # What a cell computes may have changed through a global: no old compilation.
-        function = functools.partial(function)
-    gradient = _call_gradient(function, model, rest)
+    gradient = _call_gradient(to_compile(function), model, rest)
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
 
 

@@ -15,6 +15,7 @@ import linecache
 import re
 import signal
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,20 +30,17 @@ from dlcourse_utils import lessons
 
 TIME_LIMIT = 20.0  # seconds for all that a check runs of the student's code
 NOT_STARTED, ERROR, WRONG, RIGHT = "not started", "error", "wrong", "right"
+REFERENCE = "reference"  # the diagnosis of an answer that is the course's own
 
 
 class Suspect(NamedTuple):
-    """A wrong answer: the code of somebody with this misconception, and what to tell them.
-
-    ``usable`` is False where the next cells would need more memory or time than there is.
-    """
+    """A wrong answer: the code of somebody with this misconception, and what to tell them."""
 
     name: str
     wrong: Callable[..., Any]
     says: str  # what is off
     why: str  # why it matters
     next: str  # one step to take
-    usable: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +53,8 @@ class Spec:
     differentiates, as an array, where there is such a thing. ``late`` are cases that are compared
     only once the others are right, so that they hide no mistake of another kind; each with the name
     of the suspect who explains whatever fails there alone. ``example`` is what to try where the
-    values are wrong and no suspect explains them.
+    values are wrong and no suspect explains them. ``affordable(function, arguments)`` says whether
+    the next cells have the memory for a wrong answer.
     """
 
     id: str
@@ -71,6 +70,7 @@ class Spec:
     gradient: Callable[[Callable, tuple], jax.Array] | None = None
     late: Mapping[str, str] = field(default_factory=dict)
     example: str = "Try it on two or three numbers that you can work out by hand."
+    affordable: Callable[[Callable, tuple], bool] = lambda function, arguments: True
 
 
 class Report(NamedTuple):
@@ -148,8 +148,16 @@ def judge(spec: Spec, answer: Any, *, seed: int = 0) -> Report:
             diagnosis="not_callable",
             usable=False,
         )
+    if answer is reference:
+        return Report(
+            NOT_STARTED,
+            f"`{spec.name}` is the reference, which the last run of this cell handed out.",
+            "The notebook goes on with it.",
+            "Write or mend your version in the cell above, run that cell, then this one.",
+            diagnosis=REFERENCE,
+        )
     mine = _instructions(answer)
-    if answer is reference or (mine is not None and mine == _instructions(stub(spec.id))):
+    if mine is not None and mine == _instructions(stub(spec.id)):
         return Report(
             NOT_STARTED,
             f"`{spec.name}` is still empty.",
@@ -201,8 +209,10 @@ class _Trial:
     def result(self, function: Callable, case: str) -> dict[str, np.ndarray]:
         """Label -> array of the reference, or of a suspect's wrong answer, on one case."""
         if (function, case) not in self._known:
-            found = _run(self.spec, function, {case: self._cases[case]})
-            self._known[function, case] = found[case]
+            # What a student sets to find a NaN of their own must not stop a suspect's.
+            with jax.debug_nans(False), jax.debug_infs(False), np.errstate(all="ignore"):
+                found = _labelled(self.spec, self.spec.evaluate(function, self._cases[case]))
+            self._known[function, case] = found
         return self._known[function, case]
 
     def expected(self, cases: Iterable[str]) -> Results:
@@ -216,14 +226,18 @@ def _trial(spec: Spec, seed: int) -> _Trial:
 
 def _compare(trial: _Trial, answer: Callable, cases: dict) -> Report:
     spec, got = trial.spec, {}
+    # Of the answer: working out what the suspects return does not count.
+    limited = _Stopwatch(TIME_LIMIT).running
     for late in (False, True):
         some = {name: case for name, case in cases.items() if (name in spec.late) == late}
-        with _time_limit(TIME_LIMIT):  # of the answer, not of the suspects that it is compared with
+        with limited():
             got |= _run(spec, answer, some)
         if problem := _mismatch(trial, got, trial.expected(got)):
-            return problem
+            with limited():
+                affordable = spec.affordable(answer, next(iter(cases.values())))
+            return problem._replace(usable=problem.usable and affordable)
     first = dict([next(iter(cases.items()))])
-    with _time_limit(TIME_LIMIT):
+    with limited():
         again = _run(spec, answer, first)
     if _different(spec, again, {name: got[name] for name in first}):
         return Report(
@@ -233,7 +247,7 @@ def _compare(trial: _Trial, answer: Callable, cases: dict) -> Report:
             "Use nothing but the arguments.",
             diagnosis="impure",
         )
-    with _time_limit(TIME_LIMIT):
+    with limited():
         problem = _gradient(spec, answer, trial.reference, cases) if spec.gradient else None
     return problem or Report(RIGHT, f"`{spec.name}` is right.", spec.insight)
 
@@ -340,6 +354,20 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
 
 
+class _Stopwatch:
+    """A time limit for several bodies together."""
+
+    def __init__(self, seconds: float):
+        self._left = seconds
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        start = time.monotonic()
+        with _time_limit(max(self._left, 0.001)):  # zero would be no limit
+            yield
+        self._left -= time.monotonic() - start
+
+
 def _unwrapped(function: Any) -> Any:
     """The function inside jit, partial and other wrappers."""
     while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
@@ -388,7 +416,10 @@ def _suspect(trial: _Trial, got: Results, expected: Results) -> tuple[Suspect, s
     for suspect in trial.spec.suspects:
         labels, unlike = set(), set()
         for case in got:
-            theirs = {case: trial.result(suspect.wrong, case)}
+            try:
+                theirs = {case: trial.result(suspect.wrong, case)}
+            except Exception:  # on this version of a library, or with these settings of it
+                break
             labels |= {label for _, label in _different(trial.spec, theirs, {case: expected[case]})}
             unlike |= {label for _, label in _different(trial.spec, got, theirs)}
             if labels & unlike:  # most are ruled out by the first case
@@ -465,8 +496,7 @@ def _mismatch(trial: _Trial, got: Results, expected: Results) -> Report | None:
     else:
         says, diagnosis = _signature(spec, label, got, expected)
         why, todo = "The shapes are right, the values are not.", spec.example
-    usable = _usable(got, expected) and (named is None or named[0].usable)
-    return Report(WRONG, says, why, todo, detail, diagnosis, usable)
+    return Report(WRONG, says, why, todo, detail, diagnosis, _usable(got, expected))
 
 
 def _worst(mine: np.ndarray, right: np.ndarray) -> tuple:
