@@ -94,7 +94,9 @@ def _server(site: Path, port: int) -> ThreadingHTTPServer:
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
-        if error.errno != errno.EADDRINUSE:
+        # Windows refuses what is reserved as it refuses what is not allowed.
+        taken = error.errno == errno.EADDRINUSE or (error.errno == errno.EACCES and port >= 1024)
+        if not taken:
             raise CourseError(
                 f"Port {port} cannot be used ({error.strerror}): name another one with --port, "
                 "for example 8000."

@@ -69,6 +69,9 @@ def first_copy(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def _rows(batch: tuple) -> int:
-    """The length that most arrays of a batch have, of equally many the largest; 1 where none is."""
+    """The length that most arrays of a batch have; of equally many, that which comes first.
+
+    One or two are no rows but a key, or the ends of something, where another length is to be had.
+    """
     lengths = Counter(np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.shape(leaf))
-    return max(lengths, key=lambda length: (lengths[length], length), default=1)
+    return max(lengths, key=lambda length: (lengths[length], length > 2), default=1)

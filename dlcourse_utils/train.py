@@ -21,7 +21,7 @@ from IPython.display import display
 from jax.sharding import Mesh
 
 from dlcourse_utils import several_devices
-from dlcourse_utils.checkpoints import Checkpoints, checksum, fingerprint
+from dlcourse_utils.checkpoints import Checkpoints, fingerprint, sum_of
 from dlcourse_utils.errors import CourseError
 
 Params = Any
@@ -112,7 +112,7 @@ def fit(
     if checkpoint is not None:
         settings = {"label": str(label), "key": jax.random.key_data(key).tolist()}
         settings |= {"steps": steps, "batch_size": batch_size, "reports": reports}
-        settings |= {"patience": patience, "starting params": checksum(params)}
+        settings |= {"patience": patience, "starting params": sum_of(params)}
         settings |= {"data": fingerprint(data), "held_out": fingerprint(held_out or ())}
         kept = Checkpoints(checkpoint, settings)
 

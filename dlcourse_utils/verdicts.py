@@ -79,7 +79,7 @@ def sentence(record: Verdict) -> str:
 def _measured(record: Verdict) -> str:
     """The value to two digits of its error, or to three of its own."""
     value, error = record.value, record.error
-    text, tail = f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:#.3g}", ""
+    text, tail = f"{value:.0f}" if 99.95 <= abs(value) < 1e6 else f"{value:#.3g}", ""
     if error is not None:
         tail = f" ± {error:.2g}"
         if math.isfinite(error) and error > 0.0 and math.isfinite(value):

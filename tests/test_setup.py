@@ -134,7 +134,10 @@ def test_public_ci_publishes_what_has_passed_the_tests() -> None:
     build = site["jobs"]["build"]
     assert "workflow_run.conclusion == 'success'" in build["if"]
     assert "workflow_run.head_sha" in build["steps"][0]["with"]["ref"]
-    assert site["concurrency"]["cancel-in-progress"] is False
+    publish = site["jobs"]["publish"]
+    assert "newest" in publish["if"] and "newest" in build["outputs"]
+    # Of the job: one that is skipped, of tests that failed, must not cancel one that waits.
+    assert publish["concurrency"]["cancel-in-progress"] is False and "concurrency" not in site
 
 
 def test_book_config() -> None:
