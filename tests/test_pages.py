@@ -208,7 +208,7 @@ def test_a_shorter_plan_fits(lesson, minutes):
     assert total == int(found[3])
     assert 0.8 * minutes <= total <= minutes
     for sentence in re.split(r"(?<=[.!?]) ", plan[found.end() :].strip()):
-        numbers = re.findall(r"\bsections? (\d+(?:(?:, | and )\d+)*)", sentence)
+        numbers = re.findall(r"(?i)\bsections? (\d+(?:(?:, | and )\d+)*)", sentence)
         named = set(re.findall(r"\d+", " ".join(numbers)))
         if sentence.startswith("Leave out "):
             named |= set(re.findall(r"\b\d\d\.\d\b", sentence))

@@ -30,16 +30,29 @@ ATOL = 1e-5  # of sums in another order, after 200 steps; measured: 2.4e-7
 def begin(devices, *arguments):
     """`trainings.py` in a process of its own, with so many devices; warnings are errors there."""
     strict = ("-W", "error", "-W", "ignore:jax.core.pytype_aval_mappings")
+    strict += ("-W", "ignore:Error reading persistent compilation cache entry")
     # On a busy machine a device can wait long for the others: by default it gives up after 40 s.
     flags = (
         f"--xla_force_host_platform_device_count={devices} "
         "--xla_cpu_collective_call_terminate_timeout_seconds=600"
     )
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    # XLA's threads. With one for each device, as on two cores, all of them may come to wait for a
+    # device whose turn no thread is left to take.
+    environment["NPROC"] = "16"
     environment["PYTHONPATH"] = str(TESTS.parent)
     command = [sys.executable, *strict, TESTS / "trainings.py", *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def ended(*processes):
+    """What each of them printed, and its trouble; none is left behind."""
+    try:
+        return [process.communicate(timeout=700) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +77,7 @@ def four(stopped, tmp_path_factory):
     folder = tmp_path_factory.mktemp("four")
     shutil.copytree(stopped, folder / "checkpoint")
     with begin(4, folder) as process:
-        printed, trouble = process.communicate()
+        ((printed, trouble),) = ended(process)
     assert process.returncode == -signal.SIGKILL, trouble
     steps = [int(line) for line in printed.splitlines() if line.isdigit()]
     return np.load(folder / "found.npz"), folder / "checkpoint", steps
@@ -78,8 +91,7 @@ def two(tmp_path_factory):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     with begin(1, folder, 0, port) as first, begin(1, folder, 1, port) as second:
-        for process in (first, second):  # JAX ends each of them soon after the other
-            _, trouble = process.communicate()
+        for process, (_, trouble) in zip((first, second), ended(first, second), strict=True):
             assert process.returncode == 0, trouble
     return [np.load(folder / f"found_{rank}.npz") for rank in range(2)], folder / "checkpoint"
 
