@@ -16,10 +16,12 @@ from dlcourse_utils.datasets import clusters, two_moons
 from dlcourse_utils.plot import (
     deconvolution,
     filmstrip,
+    realnvp,
     score_matching,
     stamps,
     variational,
 )
+from dlcourse_utils.train import History
 
 GRID = jnp.linspace(12.4, 16.0, 301)
 
@@ -821,3 +823,15 @@ def test_weights_are_sorted_and_say_what_they_are_worth(axes):
     assert labels == ["flow: k = 0.30, effective 100.0 %", "mean-field: k = 1.40, effective 1.0 %"]
     np.testing.assert_allclose(ax.lines[0].get_ydata(), 1.0)
     np.testing.assert_allclose(ax.lines[1].get_ydata(), 100 * np.sort(one)[::-1])
+
+
+def test_a_loss_below_the_truths_is_told():
+    """As a wrong log-determinant gives: a logarithmic axis cannot show it."""
+    step = np.arange(10.0)
+    low = History(step, step, -step)
+    realnvp.training({"affine flow": low, "spline flow": low}, floor=1.0)
+    names = [text.get_text() for text in plt.gca().get_legend().get_texts()]
+    assert names == [
+        f"{kind} flow: below the truth's, so it is no density" for kind in ("affine", "spline")
+    ]
+    assert plt.gca().get_ylim() == (1e-3, 1.0)

@@ -144,6 +144,7 @@ _NLL = Spec(
             "The likelihood of independent points is a product, and its logarithm a sum of "
             "logarithms. The mean of densities hardly notices a point that the model excludes.",
             "Take the mean of the log densities.",
+            usable=False,
         ),
         Suspect(
             "no_constant",
@@ -1060,6 +1061,7 @@ _STACK = Spec(
             "The argument `coupling` is not used.",
             "Later cells call `stack` with other couplings, such as one with splines.",
             "Make each layer with `coupling(net)`.",
+            usable=False,
         ),
         Suspect(
             "all_share_last",

@@ -813,6 +813,7 @@ _ELBO = Spec(
             "The sign is wrong: this is -ELBO, a loss.",
             "The bound lies below the evidence and is to go up. The training cell puts the minus.",
             "Return the mean of log_joint(x) - log q.",
+            usable=False,
         ),
         Suspect(
             "no_entropy",
@@ -827,6 +828,7 @@ _ELBO = Spec(
             "Only the entropy is there: log_joint is missing.",
             "The data are not felt, and the guide grows without end.",
             "Add log_joint(x).",
+            usable=False,
         ),
         Suspect(
             "log_q_added",
@@ -887,6 +889,7 @@ _ELBO = Spec(
             "That estimates the evidence itself, by importance sampling. It is a tighter bound, "
             "but another one: most of its gradient comes from a few samples.",
             "Take the mean of the logarithms.",
+            usable=False,
         ),
         Suspect(
             "per_sample",
@@ -903,6 +906,7 @@ _ELBO = Spec(
             "posterior between them: if there is one, it sits at the mode, and the width grows "
             "without end. Noise must be new at every step.",
             "Draw with the `key` that is passed in.",
+            usable=False,
         ),
         Suspect(
             "no_noise",
@@ -1169,6 +1173,7 @@ _LOG_JOINT = Spec(
             "The prior is subtracted: the odder a galaxy, the better.",
             "p(y, z) is a product of two densities, so their logarithms add up.",
             "Add `prior.log_prob(z)`.",
+            usable=False,
         ),
         Suspect(
             "likelihood_sign",
@@ -1183,6 +1188,7 @@ _LOG_JOINT = Spec(
             "This is minus the log density, as it is minimised in lesson 06.",
             "The bound goes up, and so must this: the guide would flee from the posterior.",
             "Return log p(y | z) + log p(z) itself.",
+            usable=False,
         ),
         Suspect(
             "mean_over_pixels",
@@ -1734,6 +1740,17 @@ def _unstable(log_joint, log_q):
 
 
 @in_numpy
+def _not_scaled(log_joint, log_q):
+    w = np.exp(np.float32(log_joint - log_q))
+    return w, _kish(w)
+
+
+@in_numpy
+def _only_log_weights(log_joint, log_q):
+    return log_joint - log_q, _kish(log_joint - log_q)
+
+
+@in_numpy
 def _from_the_mean(log_joint, log_q):
     log_weights = log_joint - log_q
     raw = np.exp(np.float32(log_weights - log_weights.mean()))
@@ -1763,6 +1780,20 @@ _IMPORTANCE = Spec(
             "It is NaN where log weights are large: the exponential overflows, or all are zero.",
             "In single precision exp(-2000) is 0 and exp(1e4) infinite. Their ratios are harmless.",
             "Subtract the largest log weight before `jnp.exp`, or use `jax.nn.softmax`.",
+        ),
+        Suspect(
+            "not_scaled",
+            _not_scaled,
+            "The weights p / q are not scaled, and overflow or vanish where log weights are large.",
+            "A weighted mean Σ w f asks for weights that sum to one, and 1 / (n Σ w²) too.",
+            "Use `jax.nn.softmax` of the log weights: it divides by the sum, and is stable.",
+        ),
+        Suspect(
+            "log_weights_in_both",
+            _only_log_weights,
+            "These are log weights, also in the fraction.",
+            "Log weights may be negative and do not sum to one: they are no weights.",
+            "Use `jax.nn.softmax` of them.",
         ),
         Suspect(
             "not_the_largest_subtracted",

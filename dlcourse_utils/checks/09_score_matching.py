@@ -478,6 +478,7 @@ _DSM_LOSS = Spec(
             "The output is compared with the noise, in units of σ.",
             "This denoiser gives the clean point; nets that give the noise have another loss.",
             "Compare with the clean point x.",
+            usable=False,
         ),
         Suspect(
             "target_noise_unweighted",
@@ -692,6 +693,7 @@ _PRECONDITION = Spec(
             "c_skip and c_out are exchanged.",
             "With no noise the point would then vanish, and the net would have to make it anew.",
             "c_skip belongs to the point, c_out to the net.",
+            usable=False,
         ),
         Suspect(
             "no_root",
@@ -1284,6 +1286,7 @@ _LANGEVIN = Spec(
             "The score is added without the step.",
             "Near the ridge the score is large, and the points would be thrown far beyond it.",
             "Multiply the score by the step.",
+            usable=False,
         ),
         Suspect(
             "no_drift",
@@ -1768,6 +1771,7 @@ _LIKELIHOOD = Spec(
             "At a high level x_σ is a poor guess of x. With the noise of the observation alone the "
             "pull is far too strong, and the sampler flies apart.",
             "Add the variance σ² to that of the observation.",
+            usable=False,
         ),
         Suspect(
             "no_noise",
@@ -1842,6 +1846,7 @@ _LIKELIHOOD = Spec(
             "The sign is wrong: this pushes the point away from the observation.",
             "It is the gradient with respect to y, or that of minus the log-likelihood.",
             "The likelihood is largest where x is y: pull from x towards y.",
+            usable=False,
         ),
         Suspect(
             "half",

@@ -17,8 +17,8 @@ def check(id: str, answer: Any) -> Any:
 
     That is ``answer`` itself, right or wrong, so that its effect is seen. An exercise not yet
     started is replaced by the reference, and so is an answer that the next cells cannot use (it
-    raises, it cannot be traced, its results are of the wrong kind or shape, or not finite): the
-    notebook runs on.
+    raises, it cannot be traced, its results are of the wrong kind or shape, or not finite, or a
+    later training is known to diverge with it): the notebook runs on.
     Raises CourseError for an exercise that does not exist.
     """
     spec = engine.find(id)
@@ -56,7 +56,8 @@ def progress(lesson: str | int | None = None) -> None:
     done = sum(state == "right" for _, _, state, _ in rows)
     marks = {"right": "✓", "not started": "○"}
     lines = [
-        f"{marks.get(state, '✗')} {id}  {title} · {state}" + (f" · {tries} checks" if tries else "")
+        f"{marks.get(state, '✗')} {id}  {title} · {state}"
+        + (f" · {tries} check{'s' * (tries > 1)}" if tries else "")
         for id, title, state, tries in rows
     ]
     text = "\n".join([f"{done} of {len(rows)} exercises right", *lines])

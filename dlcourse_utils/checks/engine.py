@@ -34,13 +34,18 @@ REFERENCE = "reference"  # the diagnosis of an answer that is the course's own
 
 
 class Suspect(NamedTuple):
-    """A wrong answer: the code of somebody with this misconception, and what to tell them."""
+    """A wrong answer: the code of somebody with this misconception, and what to tell them.
+
+    ``usable`` is False where a later cell does not get to its end with it, such as a training that
+    diverges or a chain that leaves the finite numbers.
+    """
 
     name: str
     wrong: Callable[..., Any]
     says: str  # what is off
     why: str  # why it matters
     next: str  # one step to take
+    usable: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +82,8 @@ class Report(NamedTuple):
     """What a check found: an outcome and its sentences; ``diagnosis`` is a word for the record.
 
     ``usable`` says whether the next cells can go on with the answer: not with one that raises, nor
-    with one whose results are of the wrong kind or shape, or not finite.
+    with one whose results are of the wrong kind or shape, or not finite, nor with a mistake that is
+    known to stop them.
     """
 
     outcome: str
@@ -496,7 +502,8 @@ def _mismatch(trial: _Trial, got: Results, expected: Results) -> Report | None:
     else:
         says, diagnosis = _signature(spec, label, got, expected)
         why, todo = "The shapes are right, the values are not.", spec.example
-    return Report(WRONG, says, why, todo, detail, diagnosis, _usable(got, expected))
+    usable = _usable(got, expected) and (named is None or named[0].usable)
+    return Report(WRONG, says, why, todo, detail, diagnosis, usable)
 
 
 def _worst(mine: np.ndarray, right: np.ndarray) -> tuple:

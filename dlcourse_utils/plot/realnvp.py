@@ -142,6 +142,9 @@ def training(histories: dict[str, History], floor: float) -> None:
     styles = ((MODEL, "-", "o"), (OTHER, "--", "s"))
     for (name, history), (colour, line, mark) in zip(histories.items(), styles, strict=False):
         above = history.held_out - floor
+        if np.all(above <= 0.0):  # by a wrong answer only, and nothing on a logarithmic axis
+            name += ": below the truth's, so it is no density"
+            ax.set_ylim(1e-3, 1.0)
         ax.plot(history.step, above, color=colour, ls=line, marker=mark, ms=4, label=name)
     ax.axhline(0.01, color=DATA, lw=0.8, ls=":")
     ax.text(ax.get_xlim()[1], 0.0105, "0.01 nats", color=DATA, ha="right", va="bottom", fontsize=9)
