@@ -149,7 +149,6 @@ def test_two_processes_refuse_a_batch_that_leaves_one_without_work(two):
         ([(2,), (512, 3)], 4, 4),  # a key of the old style first
         ([(10_001,), (512, 3), (512,)], 4, 4),  # a table
         ([(512, 3), (10_001,)], 4, 4),
-        ([(2,), (512, 3)], 4, 4),  # a key, or the ends of an interval
         ([()], 4, None),
         ([], 4, None),
     ],

@@ -16,7 +16,7 @@ from tensorflow_probability.substrates import jax as tfp
 from dlcourse_utils import flows
 
 from .engine import Misfit, Spec, Suspect, namespace
-from .tools import to_compile
+from .tools import must_trace, ours, to_compile
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -62,7 +62,7 @@ def _nll_cases(rng):
 
 def _loss(function, arguments):
     """The value, in one compilation where it can be: it is fast, and the fault is told later."""
-    if getattr(function, "__module__", None) == __name__:
+    if ours(function):
         return function(*arguments)  # many small ones share their operations
     try:
         return _call(to_compile(function), *arguments)
@@ -1176,17 +1176,6 @@ def _given_cases(rng):
     return {"one batch": case(), "another batch": case()}
 
 
-def _must_trace(name, function, *arrays):
-    """Refuse what works with numbers only; it is traced as jit does, but not compiled."""
-    try:
-        jax.eval_shape(function, *arrays)
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        raise Misfit(
-            f"JAX cannot trace `{name}`: it works with numbers, but not under `jax.jit`, where "
-            "later cells call it. Use jnp in place of np, and no float() or item()."
-        ) from error
-
-
 def _conditioned(function, arguments):
     net, y = arguments
     n = len(y)
@@ -1206,7 +1195,7 @@ def _conditioned(function, arguments):
         raise Misfit("The function that `given` returns gives no value: is there a `return`?")
     if not hasattr(outputs, "shape"):
         raise Misfit(f"The function that `given` returns gives a {type(outputs).__name__}.")
-    _must_trace("given", lambda y, x1: function(net, y)(x1), y, x1)
+    must_trace("given", lambda y, x1: function(net, y)(x1), y, x1)
     return outputs
 
 
@@ -1373,7 +1362,7 @@ def _score_of(function, arguments):
             f"`posterior_score` returns `{type(result).__name__}`; expected one array, here of "
             f"shape {x.shape}."
         )
-    _must_trace("posterior_score", lambda *arrays: function(log_prob, *arrays, noise), params, x, y)
+    must_trace("posterior_score", lambda *arrays: function(log_prob, *arrays, noise), params, x, y)
     return result
 
 

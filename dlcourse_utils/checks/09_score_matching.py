@@ -17,7 +17,7 @@ import numpy as np
 from dlcourse_utils.datasets import two_moons
 
 from .engine import Misfit, Spec, Suspect, namespace
-from .tools import to_compile
+from .tools import must_trace, ours, to_compile
 
 # --- what the exercises are given ------------------------------------------------------------
 
@@ -98,33 +98,17 @@ def _call(given, function, arguments):
     return result
 
 
-def _must_trace(name, function, *arguments, of=None):
-    """Refuse what works with numbers only; it is traced as jit does, but not compiled.
-
-    The wrong answers ``of`` this module trace, and there are many.
-    """
-    if getattr(of, "__module__", None) == __name__:
-        return
-    try:
-        jax.eval_shape(function, *arguments)
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        raise Misfit(
-            f"JAX cannot trace `{name}`: it works with numbers, but not under `jax.jit`, where "
-            "later cells call it. Use jnp in place of np, and no float() or item()."
-        ) from error
-
-
 def _traced(name, *, given=None, differentiable=False):
     """The evaluation of a function that later cells compile; ``given`` is what it has to call."""
 
     def evaluate(function, arguments):
         result = _call(given, function, arguments) if given else function(*arguments)
-        if hasattr(result, "shape"):
-            _must_trace(name, function, *arguments, of=function)
+        if hasattr(result, "shape") and not ours(function):  # ours trace, and there are many
+            must_trace(name, function, *arguments)
             if differentiable:  # by the points, as a gradient through a sampler is
                 x, *rest = arguments
                 total = jax.grad(lambda x: jnp.sum(function(x, *rest)))
-                _must_trace(name, total, x, of=function)
+                must_trace(name, total, x)
         return result
 
     return evaluate
@@ -1152,12 +1136,11 @@ def _langevin_statistics(function, arguments):
 
     law = _Law(np.asarray(step), np.sqrt(2.0 * np.asarray(step)), growth=2.0)
     found = _statistics("langevin_step", run, x, key, law)
-    if isinstance(found, tuple):
-        _must_trace(
+    if isinstance(found, tuple) and not ours(function):
+        must_trace(
             "langevin_step",
             lambda key, x, step: function(key, x, score, step),
             *(key, x, step),
-            of=function,
         )
     return found
 
@@ -1348,12 +1331,11 @@ def _reverse_statistics(function, arguments):
     growth = (_removed(sigma, far) / variance) ** 0.5
     law = _Law(variance, variance**0.5, growth, sigma)
     found = _statistics("reverse_step", run, x, key, law)
-    if isinstance(found, tuple):
-        _must_trace(
+    if isinstance(found, tuple) and not ours(function):
+        must_trace(
             "reverse_step",
             lambda key, x, sigma, next_sigma: function(key, x, sigma, next_sigma, score),
             *(key, x, sigma, next_sigma),
-            of=function,
         )
     return found
 

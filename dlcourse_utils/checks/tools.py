@@ -122,21 +122,35 @@ def _called(name, function, last, run):
 
     def call(*arguments):
         try:
-            return run(*arguments)
+            with _tracing(name):
+                return run(*arguments)
         except _NoArrays as odd:
             return odd.args[0]
-        except jax.errors.NonConcreteBooleanIndexError as error:
-            raise Misfit(
-                f"JAX cannot trace `{name}`: `y[mask]` has a length that depends on values, which "
-                "jit cannot know. Keep all pixels, and choose with `jnp.where`."
-            ) from error
-        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-            raise Misfit(
-                f"JAX cannot trace `{name}`: it works with numbers, but not under `jax.jit`, where "
-                "later cells call it. Use jnp in place of np, and no float() or item()."
-            ) from error
 
     return call
+
+
+def must_trace(name: str, function: Callable, *arguments: Any) -> None:
+    """Refuse what works with numbers only: it is traced as jit does, but not compiled."""
+    with _tracing(name):
+        jax.eval_shape(function, *arguments)
+
+
+@contextmanager
+def _tracing(name: str) -> Iterator[None]:
+    """Raise a `Misfit` that says so where JAX cannot trace what the body calls."""
+    try:
+        yield
+    except jax.errors.NonConcreteBooleanIndexError as error:
+        raise Misfit(
+            f"JAX cannot trace `{name}`: `y[mask]` has a length that depends on values, which jit "
+            "cannot know. Keep all of them, and choose with `jnp.where`."
+        ) from error
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        raise Misfit(
+            f"JAX cannot trace `{name}`: it works with numbers, but not under `jax.jit`, where "
+            "later cells call it. Use jnp in place of np, and no float() or item()."
+        ) from error
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
